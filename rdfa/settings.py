@@ -51,8 +51,10 @@ def group_name(cls: type) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """' (did you mean X?)' for the valid name closest to `name`, or the list of valid names when none is close."""
+    """The valid name closest to `name` as a question, or the list of valid names when none is close."""
     valid = sorted(valid)
+    if not valid:
+        return "there is none"
     match = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {match[0]!r}?" if match else f"valid: {', '.join(valid)}"
 

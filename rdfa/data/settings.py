@@ -16,6 +16,7 @@ class DatasetSettings(Settings):
     feature_prefix: str = setting("", doc="file name: prefix + video id + type + ext")
     feature_type: str = setting("")
     feature_ext: str = setting("", doc="'.npy' or '.pt'; empty: whichever exists")
+    skip_missing: bool = setting(False, doc="go on without the videos whose feature file is missing")
     train_subset: str = setting("Validation", doc="subset of the annotations to train on (any case)")
     test_subset: str = setting("Test", doc="subset of the annotations to evaluate on (any case)")
     feat_stride: int = setting(4, ge=1, doc="frames between two feature vectors")
@@ -41,4 +42,4 @@ class LoaderSettings(Settings):
     seed: int = setting(1234567891, ge=0)
     batch_size: int = setting(2, ge=1)
     padding_value: float = setting(0.0)
-    max_div_factor: int = setting(1, ge=1, doc="longer videos are padded to a multiple of this and of the coarsest stride")
+    max_div_factor: int = setting(1, ge=1, doc="pad longer videos to a multiple of this and of the coarsest stride")

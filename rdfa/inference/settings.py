@@ -18,5 +18,7 @@ class PostProcessingSettings(Settings):
     max_seg_num: int = setting(200, ge=1, doc="detections kept per class and per video")
     multiclass_nms: bool = setting(True, doc="suppress within each class; otherwise across classes")
     nms_sigma: float = setting(0.5, gt=0.0, doc="width of the Gaussian of soft NMS")
-    voting_thresh: float = setting(0.7, ge=0.0, le=1.0, doc="class-agnostic NMS: overlap of the segments averaged; 0: off")
+    voting_thresh: float = setting(
+        0.7, ge=0.0, le=1.0, doc="class-agnostic NMS: overlap of segments to average; 0: off"
+    )
     ext_score_file: str | None = setting(None, doc="external video-level class scores to fuse with")

@@ -26,7 +26,9 @@ class EmbeddingModuleSettings(Settings):
             object.__setattr__(self, "padding", self.kernel_size // 2)
         for name in ("input_c", "emb_c"):
             if getattr(self, name) % self.groups:
-                raise UsageError(f"EmbeddingModule.groups = {self.groups} does not divide {name} = {getattr(self, name)}")
+                raise UsageError(
+                    f"EmbeddingModule.groups = {self.groups} does not divide {name} = {getattr(self, name)}"
+                )
         if 2 * self.padding != self.dilation * (self.kernel_size - 1):
             raise UsageError(
                 f"EmbeddingModule.padding = {self.padding} changes the sequence length: kernel_size {self.kernel_size} "
@@ -155,10 +157,12 @@ class ModelSettings:
         for label in self.cls_head.empty_cls:
             if label >= self.cls_head.num_classes:
                 raise UsageError(
-                    f"PtTransformerClsHead.empty_cls names class {label}, but num_classes is {self.cls_head.num_classes}"
+                    f"PtTransformerClsHead.empty_cls names class {label}: num_classes is {self.cls_head.num_classes}"
                 )
         if self.detector.heads != ("PtTransformerClsHead", "PtTransformerRegHead"):
-            raise UsageError(f"Detector.heads = {self.detector.heads}: expected the classification head, then the regression head")
+            raise UsageError(
+                f"Detector.heads = {self.detector.heads}: expected the classification head, then the regression head"
+            )
 
     @property
     def fpn_levels(self) -> int:

@@ -31,7 +31,7 @@ class CriterionSettings(Settings):
     init_loss_norm: float = setting(100.0, gt=0.0)
     init_loss_norm_momentum: float = setting(0.9, ge=0.0, le=1.0)
     label_smoothing: float = setting(0.0, ge=0.0, lt=1.0)
-    loss_weight: float = setting(1.0, doc="weight of the regression loss; negative: classification / regression, detached")
+    loss_weight: float = setting(1.0, doc="weight of the regression loss; negative: the detached ratio of both losses")
 
 
 @dataclass(frozen=True)

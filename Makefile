@@ -1,0 +1,50 @@
+# make demo | test | lint | bench | test-gpu: each sets up .venv first, from nothing but Python 3.11+, make and a C++ compiler.
+#
+# PYTHON=python3.12      another interpreter
+# PIP_FLAGS=...          flags for pip, for example: --index-url https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+DEMO ?= demo
+
+.PHONY: setup demo test lint bench test-gpu clean
+
+setup: $(VENV)/installed
+	@$(RUN) -m ops.build
+
+$(VENV)/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt torch setuptools wheel
+	$(BIN)/pip install --quiet $(PIP_FLAGS) -c constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# A small detector from nothing to production: data, training, export, detection, benchmark.
+demo: setup
+	rm -rf $(DEMO)
+	$(RUN) -m rdfa.data.synthetic --output $(DEMO)/data
+	$(RUN) train.py --gin_file gin/demo.gin --run_dir $(DEMO)/run
+	$(RUN) export.py --run_dir $(DEMO)/run --output $(DEMO)/artifact --formats torchscript,onnx
+	$(RUN) -m rdfa.detect --artifact $(DEMO)/artifact --features $(DEMO)/data/features \
+	    --annotations $(DEMO)/data/annotations.json --subset Test --output $(DEMO)/detections.json
+	$(RUN) -m rdfa.evaluate --ground_truth $(DEMO)/data/annotations.json --predictions $(DEMO)/detections.json \
+	    --subset Test --tiou 0.3:0.7:5 --output $(DEMO)/metrics.json --timeline $(DEMO)/timeline.png
+	$(RUN) serve_bench.py --artifact $(DEMO)/artifact --output $(DEMO)/bench
+
+test: setup
+	$(RUN) -m pytest -q tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup
+	$(RUN) serve_bench.py --kernels --output benchmarks/results
+
+test-gpu: setup
+	$(RUN) -m pytest -q -m gpu tests
+
+clean:
+	rm -rf $(VENV) $(DEMO) build ops/*.so

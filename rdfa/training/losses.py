@@ -1,0 +1,126 @@
+"""Losses: sigmoid focal loss for classes, centre DIoU loss for offsets, and the criterion that joins them.
+
+Shapes: B videos, P points of all levels, C classes, 2 = (left, right) offset in strides of the level.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rdfa.training.settings import CriterionSettings
+
+EPSILON = 1e-8
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    if reduction == "mean":
+        return loss.mean() if loss.numel() else loss.sum()  # the mean of nothing is 0 here, not NaN
+    if reduction == "sum":
+        return loss.sum()
+    raise ValueError(f"reduction = {reduction!r}: expected 'none', 'mean' or 'sum'")
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none"
+) -> Tensor:
+    """Focal loss of independent classes (Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002).
+
+        loss = a (1 - p_t)^gamma BCE(x, y),    p_t = p y + (1 - p)(1 - y),    p = sigmoid(x),    a = alpha y + (1 - alpha)(1 - y)
+
+    Args:
+        logits, targets: any equal shapes; targets in [0, 1].
+        alpha: weight of the positives; negative: no weighting (a = 1).
+        gamma: focus on hard examples; 0: none.
+        reduction: "none", "mean" (0 for no element) or "sum".
+
+    Computed in float32 or the wider dtype of the inputs.
+    """
+    logits, targets = _widen(logits), _widen(targets)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    # 1 - p_t without the cancellation that 1 - sigmoid(x) has for large x
+    miss = torch.sigmoid(logits) * (1 - targets) + torch.sigmoid(-logits) * targets
+    loss = cross_entropy * miss**gamma
+    if alpha >= 0:
+        loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
+    return _reduce(loss, reduction)
+
+
+def ctr_diou_loss_1d(offsets: Tensor, targets: Tensor, reduction: str = "none", eps: float = EPSILON) -> Tensor:
+    """Distance-IoU loss of two segments around a common centre (Zheng et al., arXiv 1911.08287), in one dimension.
+
+        loss = 1 - I / U + (d / E)^2
+
+    with I, U, E the lengths of intersection, union and enclosing segment, d the distance of the midpoints. Both segments
+    contain the point they are offsets from, so the intersection is never empty.
+
+    Args:
+        offsets, targets: [..., 2], distances >= 0 to the left and right end.
+        reduction: "none" gives [...]; "mean" (0 for no element) or "sum".
+    """
+    iou, _, enclosing, shift = _overlap(_widen(offsets), _widen(targets), eps)
+    return _reduce(1 - iou + (shift / enclosing).square(), reduction)
+
+
+def ctr_giou_loss_1d(offsets: Tensor, targets: Tensor, reduction: str = "none", eps: float = EPSILON) -> Tensor:
+    """Generalised IoU loss of two segments around a common centre (Rezatofighi et al., arXiv 1902.09630).
+
+        loss = 1 - I / U + (E - U) / E        arguments as for `ctr_diou_loss_1d`
+    """
+    iou, union, enclosing, _ = _overlap(_widen(offsets), _widen(targets), eps)
+    return _reduce(1 - iou + (enclosing - union) / enclosing, reduction)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _overlap(offsets: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(intersection / union, union, enclosing length, distance of the midpoints); lengths that divide are >= eps."""
+    (left, right), (target_left, target_right) = offsets.unbind(-1), targets.unbind(-1)
+    intersection = torch.minimum(left, target_left) + torch.minimum(right, target_right)
+    union = (left + right) + (target_left + target_right) - intersection
+    enclosing = torch.maximum(left, target_left) + torch.maximum(right, target_right)
+    shift = 0.5 * (right - left - target_right + target_left)
+    return intersection / union.clamp(min=eps), union, enclosing.clamp(min=eps), shift
+
+
+def criterion(
+    cls_logits_BPC: Tensor,
+    offsets_BP2: Tensor,
+    point_mask_BP: Tensor,
+    cls_targets_BPC: Tensor,
+    offset_targets_BP2: Tensor,
+    settings: CriterionSettings,
+) -> dict[str, Tensor]:
+    """The losses of a batch: scalars "cls_loss", "reg_loss" and "loss", which is the one to differentiate.
+
+        norm = m init + (1 - m) max(positives, 1)            m = init_loss_norm_momentum, init = init_loss_norm
+        cls_loss = sum of the focal loss over the valid points / norm
+        reg_loss = sum of the centre DIoU loss over the positive points / norm
+        loss = cls_loss + w reg_loss                         w = loss_weight; negative: w = cls_loss / max(reg_loss, 0.01)
+
+    The normaliser is always computed from the constant `init`: as in the published code, and unlike ActionFormer's, it is
+    not a running average, so the loss of a batch depends on nothing but that batch.
+
+    Positive points are the valid ones with a class. With label smoothing e the classes of *all* valid points become
+    (1 - e) y + e / (C + 1). Everything is computed in float32, whatever the dtype of the outputs, without waiting for the device.
+    """
+    valid_BP1 = point_mask_BP[..., None]
+    positive_BP = point_mask_BP & (cls_targets_BPC > 0).any(dim=-1)
+    if settings.label_smoothing > 0:
+        keep, classes = 1 - settings.label_smoothing, cls_targets_BPC.shape[-1]
+        cls_targets_BPC = keep * cls_targets_BPC + settings.label_smoothing / (classes + 1)
+    momentum = settings.init_loss_norm_momentum
+    norm = momentum * settings.init_loss_norm + (1 - momentum) * positive_BP.sum().clamp(min=1)
+
+    focal_BPC = sigmoid_focal_loss(cls_logits_BPC, cls_targets_BPC)
+    cls_loss = torch.where(valid_BP1, focal_BPC, 0.0).sum() / norm
+    diou_BP = ctr_diou_loss_1d(offsets_BP2, offset_targets_BP2)
+    reg_loss = torch.where(positive_BP, diou_BP, 0.0).sum() / norm
+
+    weight = settings.loss_weight
+    if weight < 0:
+        weight = cls_loss.detach() / reg_loss.detach().clamp(min=0.01)
+    return {"cls_loss": cls_loss, "reg_loss": reg_loss, "loss": cls_loss + weight * reg_loss}

@@ -1,0 +1,36 @@
+"""Build hook: compiles the native operator library into the ``ops`` package. Everything else is in pyproject.toml.
+
+    pip install --no-build-isolation .      # builds against the torch that is installed
+
+Without a C++ compiler the package installs all the same and runs on its plain PyTorch operators.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.dist import Distribution
+
+
+class BuildWithLibrary(build_py):
+    def run(self):
+        path = Path(__file__).parent / "ops" / "build.py"
+        spec = importlib.util.spec_from_file_location("ops_build", path)
+        builder = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(builder)
+        try:
+            builder.build()
+        except builder.BuildError as error:
+            self.warn(f"the native operators were not built ({error}); the plain PyTorch ones will be used")
+        super().run()
+
+
+class BinaryDistribution(Distribution):
+    """The wheel holds a shared library, so it is tied to a platform (but to no Python version)."""
+
+    def has_ext_modules(self):
+        return True
+
+
+setup(cmdclass={"build_py": BuildWithLibrary}, distclass=BinaryDistribution)
