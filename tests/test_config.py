@@ -41,7 +41,7 @@ def test_thumos14_binds_every_setting_to_its_published_default():
 
 
 def test_thumos14_names_what_it_requires():
-    with pytest.raises(UsageError, match="Dataset.annotation_file is required.*--gin_param"):
+    with pytest.raises(UsageError, match=r"Dataset\.annotation_file is required.*--gin_param"):
         config.load([GIN / "thumos14.gin"])
 
 
