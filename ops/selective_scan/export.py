@@ -2,16 +2,16 @@
 
     SelectiveScan(u, delta, A, B, C, D?, z?, delta_bias?) {delta_softplus, reverse} -> y
 
-    u, delta, z, y [B,D,L]   A [D,N]   B, C [B,G,N,L] (G divides D)   D, delta_bias [D]   any float type, state in float32
+    u, delta, z, y [B,D,L]   A [D,N]   B, C [B,G,N,L] (G divides D)   D, delta_bias [D]   any float type, float32 state
 
-Where a runtime has a native kernel of that name it runs the kernel; everywhere else it inlines the function, whose body is
-standard operators (opset 18), so one file serves both. `node` emits the node while a module is exported, and
+Where a runtime has a native kernel of that name it runs the kernel; everywhere else it inlines the function, whose body
+is standard operators (opset 18), so one file serves both. `node` emits the node while a module is exported, and
 `add_functions` completes the exported model.
 
 The body is one ONNX ``Scan`` over time with the state laid out [B,G,N,D/G]: per step one exponential, three products, a
 sum and a matrix product ``C_t h``. The matrix form of the recurrence (cumulative sums and products) is not used: it
-overflows on ordinary inputs. Names of dimensions are left out (they would collide with the caller's when inlined) and the
-body of the loop captures nothing (A travels as a loop state), because not every runtime accepts that.
+overflows on ordinary inputs. Names of dimensions are left out (they would collide with the caller's when inlined) and
+the body of the loop captures nothing (A travels as a loop state), because not every runtime accepts that.
 
 A function cannot ask whether an optional input is there or what an attribute says, so each combination is a function of
 its own, told apart by the field ``overload`` ("" is the one with every input, softplus and forward in time).
@@ -29,7 +29,8 @@ OPTIONAL = INPUTS[5:]
 
 
 def node(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, reverse=False) -> "torch.Tensor":
-    """Emit one SelectiveScan node while ``torch.onnx.export(dynamo=True)`` traces; same meaning as `ops.selective_scan`.
+    """Emit one SelectiveScan node while ``torch.onnx.export(dynamo=True)`` traces; same meaning as
+    `ops.selective_scan`.
 
     Args:
         u, delta: [B,D,L]. A: [D,N]. B, C: [D,N], [B,N,L] or [B,G,N,L]. D, delta_bias: [D] or None. z: [B,D,L] or None.
@@ -41,7 +42,6 @@ def node(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=Fals
 
     inputs = (u, delta, A, _grouped(B, u), _grouped(C, u), D, z, delta_bias)
     attributes = {"delta_softplus": int(delta_softplus), "reverse": int(reverse)}
-    # The exporter drops trailing absent inputs, and refuses nothing in between: absent ones stay absent.
     return torch.onnx.ops.symbolic(f"{DOMAIN}::{NAME}", inputs, attributes, dtype=u.dtype, shape=u.shape, version=1)
 
 
@@ -73,7 +73,7 @@ def add_functions(model: "onnx.ModelProto") -> int:
 def function(given: dict[str, bool], delta_softplus: bool, reverse: bool) -> "onnx.FunctionProto":
     """The FunctionProto of one kind of SelectiveScan node.
 
-        h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t      y_t = (C_t h_t + D u_t) silu(z_t)      dt = softplus(delta + delta_bias)
+        dt = softplus(delta + delta_bias)   h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t   y_t = (C_t h_t + D u_t) silu(z_t)
 
     Args:
         given: for each of D, z and delta_bias whether the node has it; absent ones are left out of the formula.
@@ -96,16 +96,17 @@ def function(given: dict[str, bool], delta_softplus: bool, reverse: bool) -> "on
     steps_dtu = body("Transpose", body("Reshape", body("Mul", delta, u), split), **time_first)
     steps_B = body("Transpose", body("Unsqueeze", B, body.ints(4)), perm=[3, 0, 1, 2, 4])
     steps_C = body("Transpose", body("Unsqueeze", C, body.ints(4)), perm=[3, 0, 1, 4, 2])
-    state_shape = body("Shape", A, start=1, end=2)
     # A [D,N] -> [G,N,D/G], the layout of the state.
-    A = body("Reshape", A, body("Concat", groups, body.ints(-1), state_shape, axis=0))
+    states = body("Shape", A, start=1, end=2)
+    A = body("Reshape", A, body("Concat", groups, body.ints(-1), states, axis=0))
     A = body("Transpose", A, perm=[0, 2, 1])
     h0 = body("Expand", body("Mul", A, body.floats(0.0)), body("Concat", batch, body("Shape", A), axis=0))
-    directions = [int(reverse)]
-    y = body(
-        "Scan", h0, A, steps_dt, steps_dtu, steps_B, steps_C, outputs=3, body=_step(), num_scan_inputs=4,
-        scan_input_directions=directions * 4, scan_output_directions=directions,
-    )[2]  # fmt: skip
+    steps = [steps_dt, steps_dtu, steps_B, steps_C]
+    if reverse:
+        steps = [_flip_time(body, values) for values in steps]
+    y = body("Scan", h0, A, *steps, outputs=3, body=_step(), num_scan_inputs=len(steps))[2]
+    if reverse:
+        y = _flip_time(body, y)
     y = body("Reshape", body("Transpose", y, perm=[1, 2, 3, 4, 0]), body("Shape", u))
     if "D" in optional:
         y = body("Add", y, body("Mul", u, body("Unsqueeze", optional["D"], body.ints(1))))
@@ -118,6 +119,11 @@ def function(given: dict[str, bool], delta_softplus: bool, reverse: bool) -> "on
         DOMAIN, NAME, list(INPUTS), ["y"], body.nodes, [helper.make_opsetid("", OPSET)],
         attributes=["delta_softplus", "reverse"], overload=overload,
     )  # fmt: skip
+
+
+def _flip_time(body: "_Body", values: str) -> str:
+    """`values` with its first axis reversed; the scan's own directions are not implemented by every runtime."""
+    return body("Slice", values, body.ints(-1), body.ints(-(2**31)), body.ints(0), body.ints(-1))
 
 
 def _softplus(body: "_Body", x: str) -> str:
@@ -158,6 +164,7 @@ class _Body:
 
     def __init__(self):
         self.nodes = []
+        self._constants = {}
 
     def __call__(self, op_type: str, *inputs: str, outputs: int = 1, **attributes):
         from onnx import helper
@@ -166,8 +173,16 @@ class _Body:
         self.nodes.append(helper.make_node(op_type, list(inputs), names, **attributes))
         return names[0] if outputs == 1 else names
 
-    def ints(self, *values: int) -> str:
-        return self("Constant", value_ints=list(values))
+    def ints(self, value: int) -> str:
+        """A constant [value] int64."""
+        return self._constant(value_ints=[value])
 
     def floats(self, value: float) -> str:
-        return self("Constant", value_float=value)
+        """A scalar constant float32."""
+        return self._constant(value_float=value)
+
+    def _constant(self, **attributes) -> str:
+        key = repr(attributes)
+        if key not in self._constants:
+            self._constants[key] = self("Constant", **attributes)
+        return self._constants[key]

@@ -65,6 +65,7 @@ class FPNIdentitySettings(Settings):
     out_channel: int = setting(512, ge=1)
     with_ln: bool = setting(True)
     scale_factor: int = setting(2, ge=2, le=2, doc="fixed at 2: the branch halves the length per level")
+    start_level: int = setting(0, ge=0, doc="first level of the backbone that the heads see")
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,11 @@ class ModelSettings:
 
     def __post_init__(self):
         emb_c, levels = self.embedding.emb_c, self.fpn_levels
+        if levels < 1:
+            raise UsageError(
+                f"{self.detector.neck}.start_level = {self.neck.start_level} leaves no level: "
+                f"BranchModule.block_n = {self.branch.block_n}"
+            )
         expected = {
             "StemModule.emb_c": (self.stem.emb_c, emb_c),
             "BranchModule.emb_c": (self.branch.emb_c, emb_c),
@@ -166,8 +172,8 @@ class ModelSettings:
 
     @property
     def fpn_levels(self) -> int:
-        """Pyramid levels: the stem's output and one per branch block."""
-        return self.branch.block_n + 1
+        """Pyramid levels that the heads see: the stem's output and one per branch block, from the neck's start level on."""
+        return self.branch.block_n + 1 - self.neck.start_level
 
     @property
     def coarsest_stride(self) -> int:

@@ -11,8 +11,8 @@ class ModelEMA:
 
         averaged <- decay averaged + (1 - decay) current        after each step of the optimiser, from the first one on
 
-    As published there is no warm-up of the decay, and buffers keep their first values (the detector has none that training
-    changes). The copy stays in eval mode and takes no gradients.
+    As published there is no warm-up of the decay, and buffers keep their first values (the detector has none that
+    training changes). The copy stays in eval mode and takes no gradients.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.999):

@@ -27,7 +27,8 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """Focal loss of independent classes (Lin et al., "Focal Loss for Dense Object Detection", arXiv 1708.02002).
 
-        loss = a (1 - p_t)^gamma BCE(x, y),    p_t = p y + (1 - p)(1 - y),    p = sigmoid(x),    a = alpha y + (1 - alpha)(1 - y)
+        loss = a (1 - p_t)^gamma BCE(x, y),    p_t = p y + (1 - p)(1 - y),    p = sigmoid(x),
+        a = alpha y + (1 - alpha)(1 - y)
 
     Args:
         logits, targets: any equal shapes; targets in [0, 1].
@@ -47,43 +48,42 @@ def sigmoid_focal_loss(
     return _reduce(loss, reduction)
 
 
-def ctr_diou_loss_1d(offsets: Tensor, targets: Tensor, reduction: str = "none", eps: float = EPSILON) -> Tensor:
-    """Distance-IoU loss of two segments around a common centre (Zheng et al., arXiv 1911.08287), in one dimension.
+def ctr_diou_loss_1d(offsets: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+    """Distance-IoU loss of two segments around a common point (Zheng et al., arXiv 1911.08287), in one dimension.
 
         loss = 1 - I / U + (d / E)^2
 
-    with I, U, E the lengths of intersection, union and enclosing segment, d the distance of the midpoints. Both segments
-    contain the point they are offsets from, so the intersection is never empty.
+    with I, U, E the lengths of intersection, union and enclosing segment, d the distance of the midpoints.
 
     Args:
-        offsets, targets: [..., 2], distances >= 0 to the left and right end.
+        offsets, targets: [..., 2], distances >= 0 from the common point to the left and right end.
         reduction: "none" gives [...]; "mean" (0 for no element) or "sum".
     """
-    iou, _, enclosing, shift = _overlap(_widen(offsets), _widen(targets), eps)
-    return _reduce(1 - iou + (shift / enclosing).square(), reduction)
+    offsets, targets = _widen(offsets), _widen(targets)
+    iou, union = _iou(offsets, targets)
+    # Segments that share a point have no gap between them: the enclosing segment is their union.
+    shift = 0.5 * (offsets - targets).diff(dim=-1).squeeze(-1)
+    return _reduce(1 - iou + (shift / union).square(), reduction)
 
 
-def ctr_giou_loss_1d(offsets: Tensor, targets: Tensor, reduction: str = "none", eps: float = EPSILON) -> Tensor:
-    """Generalised IoU loss of two segments around a common centre (Rezatofighi et al., arXiv 1902.09630).
+def ctr_giou_loss_1d(offsets: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+    """Generalised IoU loss of two segments around a common point (Rezatofighi et al., arXiv 1902.09630).
 
-        loss = 1 - I / U + (E - U) / E        arguments as for `ctr_diou_loss_1d`
+        loss = 1 - I / U + (E - U) / E = 1 - I / U
+
+    because the enclosing segment of two that share a point is their union. Arguments as for `ctr_diou_loss_1d`.
     """
-    iou, union, enclosing, _ = _overlap(_widen(offsets), _widen(targets), eps)
-    return _reduce(1 - iou + (enclosing - union) / enclosing, reduction)
+    return _reduce(1 - _iou(_widen(offsets), _widen(targets))[0], reduction)
 
 
 def _widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _overlap(offsets: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(intersection / union, union, enclosing length, distance of the midpoints); lengths that divide are >= eps."""
-    (left, right), (target_left, target_right) = offsets.unbind(-1), targets.unbind(-1)
-    intersection = torch.minimum(left, target_left) + torch.minimum(right, target_right)
-    union = (left + right) + (target_left + target_right) - intersection
-    enclosing = torch.maximum(left, target_left) + torch.maximum(right, target_right)
-    shift = 0.5 * (right - left - target_right + target_left)
-    return intersection / union.clamp(min=eps), union, enclosing.clamp(min=eps), shift
+def _iou(offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(intersection / union, union) of segments that share a point; the union that divides is at least EPSILON long."""
+    union = torch.maximum(offsets, targets).sum(dim=-1).clamp(min=EPSILON)
+    return torch.minimum(offsets, targets).sum(dim=-1) / union, union
 
 
 def criterion(
@@ -99,13 +99,14 @@ def criterion(
         norm = m init + (1 - m) max(positives, 1)            m = init_loss_norm_momentum, init = init_loss_norm
         cls_loss = sum of the focal loss over the valid points / norm
         reg_loss = sum of the centre DIoU loss over the positive points / norm
-        loss = cls_loss + w reg_loss                         w = loss_weight; negative: w = cls_loss / max(reg_loss, 0.01)
+        loss = cls_loss + w reg_loss
+        w = loss_weight; if that is negative, cls_loss / max(reg_loss, 0.01), taken as a constant
 
-    The normaliser is always computed from the constant `init`: as in the published code, and unlike ActionFormer's, it is
-    not a running average, so the loss of a batch depends on nothing but that batch.
+    The normaliser is always computed from the constant `init`: as in the published code, and unlike ActionFormer's, it
+    is not a running average, so the loss of a batch depends on nothing but that batch.
 
     Positive points are the valid ones with a class. With label smoothing e the classes of *all* valid points become
-    (1 - e) y + e / (C + 1). Everything is computed in float32, whatever the dtype of the outputs, without waiting for the device.
+    (1 - e) y + e / (C + 1). Computed in float32 whatever the dtype of the outputs, without waiting for the device.
     """
     valid_BP1 = point_mask_BP[..., None]
     positive_BP = point_mask_BP & (cls_targets_BPC > 0).any(dim=-1)

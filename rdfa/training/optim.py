@@ -9,9 +9,10 @@ from rdfa.training.settings import EngineSettings
 def parameter_groups(model: nn.Module) -> tuple[list[str], list[str]]:
     """Names of the parameters with and without weight decay, each sorted.
 
-    Decayed are the weights of linear layers and convolutions, and A_log and D of the selective scans: Mamba exempts these
-    two, but the published code decays them, and the learnt weights depend on it. Not decayed are biases, normalisation
-    and the learnt scales. Position in (decayed + not decayed) is the index in the optimiser's published state.
+    Decayed are the weights of linear layers and convolutions, and A_log and D of the selective scans: Mamba exempts
+    these two, but the published code decays them, and the learnt weights depend on it. Not decayed are biases,
+    normalisation and the learnt scales. Position in (decayed + not decayed) is the index in the published state of the
+    optimiser.
     """
     decay, no_decay = [], []
     for module_name, module in model.named_modules():
@@ -39,5 +40,5 @@ def build_optimizer(model: nn.Module, settings: EngineSettings) -> torch.optim.O
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint L2 norm is at most `max_norm` (0: leave them); returns the norm before."""
+    """Scale the gradients so that their joint L2 norm is at most `max_norm` (0: do not); returns the norm before."""
     return nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else torch.inf)

@@ -31,7 +31,7 @@ def linear_warmup(after: Schedule, base_lr: float, start_lr: float, warmup: int)
 
 
 def cosine(base_lr: float, eta_min: float, period: int) -> Schedule:
-    """eta_min + (base_lr - eta_min) (1 + cos(pi i / period)) / 2: falls until `period`, then rises as the cosine does."""
+    """eta_min + (base_lr - eta_min) (1 + cos(pi i / period)) / 2: falls until `period`, then rises again."""
     return lambda i: eta_min + 0.5 * (base_lr - eta_min) * (1 + math.cos(math.pi * i / period))
 
 
@@ -45,12 +45,12 @@ def build_schedule(settings: EngineSettings, iterations_per_epoch: int) -> Sched
     """The schedule that `settings.scheduler` names.
 
     - LinearWarmupCosineAnnealingLR: warm-up of T_warmup epochs, then one half cosine that ends at epoch T_max.
-    - LinearWarmupMultiStepLR: warm-up, then times gamma at each milestone, counted in epochs from the end of the warm-up.
+    - LinearWarmupMultiStepLR: warm-up, then times gamma at each milestone, in epochs from the end of the warm-up.
     - CosineAnnealingLR: one half cosine over max_epochs.
     - MultiStepLR: times gamma at each of milestone_epochs.
 
-    T_max and max_epochs follow Training.max_epochs when None. If that is no longer than the warm-up, the whole training is
-    warm-up; a T_max given explicitly must be longer (UsageError).
+    T_max and max_epochs follow Training.max_epochs when None. If that is no longer than the warm-up, the whole training
+    is warm-up; a T_max given explicitly must be longer (UsageError).
     """
     n = iterations_per_epoch
     base_lr = settings.sgd.lr if settings.optimizer.name == "SGD" else settings.adamw.lr
@@ -67,8 +67,8 @@ def build_schedule(settings: EngineSettings, iterations_per_epoch: int) -> Sched
         chosen = settings.warmup_cosine
         if chosen.T_max is not None and chosen.T_max <= chosen.T_warmup:
             raise UsageError(
-                f"LinearWarmupCosineAnnealingLR.T_max = {chosen.T_max} must be greater than T_warmup = {chosen.T_warmup}: "
-                f"lower T_warmup, or leave T_max at None to follow Training.max_epochs"
+                f"LinearWarmupCosineAnnealingLR.T_max = {chosen.T_max} must be greater than T_warmup = "
+                f"{chosen.T_warmup}: lower T_warmup, or leave T_max at None to follow Training.max_epochs"
             )
         annealing = (chosen.T_max or settings.training.max_epochs) - chosen.T_warmup
         after = cosine(base_lr, chosen.eta_min, max(annealing, 1) * n)

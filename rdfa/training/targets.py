@@ -1,6 +1,7 @@
 """Label assignment: which points of the pyramid learn which action.
 
-Shapes: B videos, P points of all levels (finest first), N actions of a video, C classes, 2 = (start, end) or (left, right).
+Shapes: B videos, P points of all levels (finest first), N actions of a video, C classes; 2 = (start, end) or (left,
+right).
 """
 
 from collections.abc import Sequence
@@ -52,9 +53,11 @@ def assign_targets(
     t_P1, low_P1, high_P1, stride_P1 = points[:, 0], points[:, 1], points[:, 2], points[:, 3]
     # Padding with the empty segment (0, 0), in which no point lies; one row at least, so that a minimum exists.
     segments_BN2 = pad_sequence([_at_least_one(s.to(points_P4)) for s in segments], batch_first=True)
-    labels_BN = pad_sequence([_at_least_one(l.to(points_P4.device)) for l in labels], batch_first=True)
+    labels_BN = pad_sequence([_at_least_one(ids.to(points_P4.device)) for ids in labels], batch_first=True)
     if bool(((labels_BN < 0) | (labels_BN >= num_classes)).any()):
-        raise ValueError(f"labels span {int(labels_BN.min())} to {int(labels_BN.max())}, but there are {num_classes} classes")
+        raise ValueError(
+            f"labels span {int(labels_BN.min())} to {int(labels_BN.max())}, but there are {num_classes} classes"
+        )
 
     start_B1N, end_B1N = segments_BN2[:, None, :, 0], segments_BN2[:, None, :, 1]
     left_BPN, right_BPN = t_P1 - start_B1N, end_B1N - t_P1

@@ -1,0 +1,67 @@
+"""Export a run as files that other programs load, and prove each one equal to the detector before keeping it.
+
+    python export.py --run_dir runs/thumos14 --output artifacts/thumos14
+    python export.py --run_dir runs/thumos14 --checkpoint runs/thumos14/checkpoints/step_00010000 \\
+        --output artifacts/thumos14 --formats onnx
+
+writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), model.safetensors, and of the formats
+
+    torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed
+    onnx          detector.onnx                          ONNX Runtime, no library needed
+
+The averaged (EMA) weights of the best checkpoint are exported unless --checkpoint names another. A file that differs
+from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written.
+"""
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from rdfa import cli
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n\n")[0],
+        epilog="example: python export.py --run_dir runs/demo --output artifacts/demo --formats torchscript,onnx",
+    )
+    parser.add_argument("--run_dir", required=True, metavar="RUN", help="run directory, as train.py writes it")
+    parser.add_argument("--checkpoint", metavar="PATH", help="best, latest or a step folder (default: best)")
+    parser.add_argument("--output", required=True, metavar="OUT", help="artifact directory to make, or to replace")
+    parser.add_argument("--formats", default="torchscript,onnx", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", help="number format of the files (default: %(default)s)")
+    args = parser.parse_args(argv)
+    # After the flags are known to be good: this imports torch.
+    from rdfa import deploy
+
+    console = Console()
+    with console.status("reading the run") as status:
+
+        def report(step: str) -> None:
+            status.update(step)
+            if not console.is_terminal:
+                console.print(step)
+
+        formats = [name.strip() for name in args.formats.split(",")]
+        manifest = deploy.export(args.run_dir, args.output, args.checkpoint, formats, args.dtype, report)
+    console.print(_table(manifest))
+    console.print(f"written to {args.output}", highlight=False)
+
+
+def _table(manifest: dict) -> Table:
+    table = Table(title="largest difference from the detector in float64")
+    for heading in ("format", "file", "size"):
+        table.add_column(heading, justify="right" if heading == "size" else "left")
+    checked = [entry for entry in manifest["files"].values() if "parity" in entry]
+    for row in checked[0]["parity"]:
+        table.add_column(f"({row['batch']}, {row['time']})", justify="right")
+    for name, entry in manifest["files"].items():
+        cells = [f"{row['max_abs']:.1e} ✓" for row in entry.get("parity", [])]
+        table.add_row(entry["format"], name, f"{entry['size'] / 1e6:.1f} MB", *cells)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

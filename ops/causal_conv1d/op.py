@@ -1,0 +1,87 @@
+"""`causal_conv1d`: checks, dispatch, and what torch must know about the library's operator (fake, autograd)."""
+
+import torch
+
+from ops import library
+from ops.causal_conv1d.reference import causal_conv1d_reference
+
+ACTIVATIONS = (None, "silu", "swish")
+
+
+def causal_conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    reverse: bool = False,
+) -> torch.Tensor:
+    """Causal depthwise convolution: y_t = act(bias + sum_k weight_k x_{t - (W-1-k)}), x zero before its first step.
+
+    Takes what causal-conv1d's ``causal_conv1d_fn`` takes. With ``reverse`` time runs backwards, y_t = act(bias + sum_k
+    weight_k x_{t + (W-1-k)}), without flipping anything.
+
+    Args:
+        x: [B,D,L] (batch, channels, time), any strides; memory order [B,D,L] or [B,L,D] needs no copy.
+        weight: [D,W], W from 2 to 4. bias: [D] or None.
+        activation: None, "silu" or "swish" (the same).
+
+    Returns:
+        y [B,D,L] in x's dtype. The C++ kernel keeps x's memory order. Sums are float32 (float64 for float64).
+
+    float32 and bfloat16 on the CPU run the C++ kernel; everything else, and a machine without the library, runs
+    `causal_conv1d_reference`. Differentiable once in x, weight and bias; gradients do not depend on the thread count.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or name.
+    """
+    if not torch.jit.is_tracing():  # which would warn about every comparison of a shape; the operator checks again
+        _check(x, weight, bias, activation)
+    if library.runs_native(x, weight, bias):
+        return torch.ops.rdfa.causal_conv1d(x, weight, bias, activation is not None, reverse)
+    return causal_conv1d_reference(x, weight, bias, activation, reverse)
+
+
+def _check(x, weight, bias, activation):
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation = {activation!r} is unknown: use None, 'silu' or 'swish'")
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if name == "bias" and tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} is {kind}: expected a real floating-point tensor")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: move them to one device")
+    if x.dim() != 3:
+        raise ValueError(f"x has shape {list(x.shape)}: expected [B, D, L]")
+    if weight.dim() != 2 or weight.shape[0] != x.shape[1] or not 2 <= weight.shape[1] <= 4:
+        raise ValueError(f"weight has shape {list(weight.shape)}: expected [D, W] = [{x.shape[1]}, 2..4]")
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != x.shape[1]):
+        raise ValueError(f"bias has shape {list(bias.shape)}: expected [D] = [{x.shape[1]}]")
+
+
+def _fake(x, weight, bias, silu, reverse):
+    return library.empty_bdl(x)
+
+
+def _fake_backward(dy, x, weight, bias, silu, reverse):
+    dbias = weight.new_empty(weight.shape[0], dtype=(weight if bias is None else bias).dtype)
+    return library.empty_bdl(x), weight.new_empty(weight.shape), dbias
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, bias, ctx.silu, ctx.reverse = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward(ctx, dy):
+    x, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = torch.ops.rdfa.causal_conv1d_backward(dy, x, weight, bias, ctx.silu, ctx.reverse)
+    return dx, dweight, (None if bias is None else dbias), None, None
+
+
+if library.loaded():
+    torch.library.register_fake("rdfa::causal_conv1d", _fake)
+    torch.library.register_fake("rdfa::causal_conv1d_backward", _fake_backward)
+    torch.library.register_autograd("rdfa::causal_conv1d", _backward, setup_context=_setup_context)
+    library.refuse_gradients("causal_conv1d_backward", "for second derivatives use ops.causal_conv1d.reference")

@@ -1,0 +1,10 @@
+// The selective scan for one instruction set; see common/simd.h.
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#pragma GCC optimize("fp-contract=off")
+#define RDFA_ISA avx512
+#define RDFA_LANES 16
+#define RDFA_SCAN_GROUP 16
+#define RDFA_SCAN_BACKWARD_GROUP 8
+#include "selective_scan/kernels.h"
+#endif

@@ -1,0 +1,88 @@
+"""The native library of the operators: found beside this file, loaded once, and optional.
+
+Without it every operator runs its plain PyTorch reference; the first one that does says how to build it.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+OPERATORS = ("causal_conv1d", "causal_conv1d_backward", "decode_nms", "nms", "selective_scan")
+REMEDY = "build it with: python -m ops.build"
+DTYPES = (torch.float32, torch.bfloat16)
+
+# Plain globals, so that torch.compile can trace through the functions below.
+_tried = False
+_problem: str | None = None  # one line saying why the operators are not there
+_warned = False
+
+
+def path() -> Path:
+    """Where the library lies once built."""
+    return Path(__file__).resolve().parent / "librdfa_ops.so"
+
+
+def loaded() -> bool:
+    """Whether the library's operators are there; loads it if need be, silently."""
+    global _tried, _problem
+    if not _tried:
+        _problem = _load()
+        _tried = True
+    return _problem is None
+
+
+def available() -> bool:
+    """Like `loaded`, for code about to use a reference instead: the first time, a warning names the remedy."""
+    global _warned
+    if loaded():
+        return True
+    if not _warned and not torch.compiler.is_compiling():
+        _warned = True
+        warnings.warn(f"{_problem}; the slower plain PyTorch operators are used: {REMEDY}", stacklevel=3)
+    return False
+
+
+def require() -> None:
+    """Raise RuntimeError with the remedy unless the library is there."""
+    if not loaded():
+        raise RuntimeError(f"{_problem}; {REMEDY}")
+
+
+def _load() -> str | None:
+    # An application may have loaded a copy already; registering the operators twice would be an error.
+    if not any(hasattr(torch.ops.rdfa, name) for name in OPERATORS):
+        if not path().exists():
+            return f"{path()} is not built"
+        try:
+            torch.ops.load_library(path())
+        except (OSError, RuntimeError) as error:
+            return f"{path()} does not load ({str(error).splitlines()[0]})"
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.rdfa, name)]
+    return f"{path()} is out of date (it lacks {', '.join(missing)})" if missing else None
+
+
+def runs_native(*tensors: torch.Tensor | None) -> bool:
+    """Whether these arguments go to the C++ kernels: all float32 or bfloat16 on the CPU, and the library is there."""
+    return all(t is None or (t.device.type == "cpu" and t.dtype in DTYPES) for t in tensors) and available()
+
+
+def empty_bdl(x_BDL: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """What the library allocates for a result shaped like `x_BDL` (for fake implementations).
+
+    Its memory order is [B,L,D] when x's channels lie closer together than its time steps, else [B,D,L].
+    """
+    B, D, L = x_BDL.shape
+    dtype = dtype or x_BDL.dtype
+    if x_BDL.stride(1) < x_BDL.stride(2):
+        return x_BDL.new_empty((B, L, D), dtype=dtype).transpose(1, 2)
+    return x_BDL.new_empty((B, D, L), dtype=dtype)
+
+
+def refuse_gradients(operator: str, remedy: str) -> None:
+    """Make differentiating the result of ``rdfa::operator`` an error that names the remedy, not a silent zero."""
+
+    def refuse(ctx, *gradients):
+        raise NotImplementedError(f"rdfa::{operator} has no gradient: {remedy}")
+
+    torch.library.register_autograd(f"rdfa::{operator}", refuse)

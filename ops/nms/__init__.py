@@ -1,0 +1,1 @@
+"""Decoding of detector outputs and one-dimensional non-maximum suppression."""

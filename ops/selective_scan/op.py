@@ -1,0 +1,192 @@
+"""`selective_scan`: checks, dispatch, and what torch must know about the library's operators (fakes, autograd).
+
+Letters: B batch, D channels, N states per channel, L time, G groups of channels that share B and C.
+"""
+
+import torch
+from torch import Tensor
+
+from ops import library
+from ops.selective_scan.reference import selective_scan_reference
+
+MAX_STATES = 256
+# As in csrc/selective_scan/scan.h: the layout of the states that the training forward keeps for the backward.
+TILE = 16
+STATE_LANES = 16
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    reverse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan of a diagonal state space model, for every channel d and its N states:
+
+        dt_t = softplus(delta_t + delta_bias)            (softplus only with ``delta_softplus``)
+        h_t  = exp(dt_t A) h_{t-1} + dt_t B_t u_t        h_0 = 0
+        y_t  = (sum_n C_t h_t + D u_t) silu(z_t)
+
+    Takes what mamba-ssm's ``selective_scan_fn`` takes, with the same meaning. With ``reverse`` time runs from L-1 down to
+    0, without flipping anything.
+
+    Args:
+        u, delta: [B,D,L], any strides; memory order [B,L,D] (adjacent channels) and [B,D,L] (adjacent steps) need no copy.
+        A: [D,N] real, N from 1 to 256. N = 16 is the fast case.
+        B, C: [B,N,L], [B,G,N,L] with G a divisor of D, or constant in time [D,N] (correct, but slow).
+        D, delta_bias: [D] or None. z: [B,D,L] or None.
+
+    Returns:
+        y [B,D,L] in u's dtype, the C++ kernel keeping u's memory order; with ``return_last_state`` also the state after
+        the last step, [B,D,N] float32. The state and all sums are float32 (float64 when u is float64).
+
+    float32 and bfloat16 on the CPU run the C++ kernels; everything else, and a machine without the library, runs
+    `selective_scan_reference`. Differentiable once in every tensor argument, the last state included; results and
+    gradients do not depend on the thread count.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape or device.
+
+    Source: Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, arXiv 2312.00752, algorithm 2.
+    """
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    _check(*inputs)
+    if library.runs_native(u, delta, B, C, z):
+        y, last_state = _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+        return (y, last_state) if return_last_state else y
+    return selective_scan_reference(*inputs, delta_softplus, return_last_state, reverse)
+
+
+def _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
+    A, D, delta_bias = (None if t is None else t.float() for t in (A, D, delta_bias))
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    # A recorded graph holds the one operator of the contract, whoever requires gradients; its own backward runs the
+    # training forward again.
+    recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if not recorded and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return torch.ops.rdfa.selective_scan_train(*inputs, delta_softplus, reverse)[:2]
+    return torch.ops.rdfa.selective_scan(*inputs, delta_softplus, reverse)
+
+
+def _check(u, delta, A, B, C, D, z, delta_bias):
+    required = {"u": u, "delta": delta, "A": A, "B": B, "C": C}
+    optional = {"D": D, "z": z, "delta_bias": delta_bias}
+    for name, tensor in {**required, **{k: v for k, v in optional.items() if v is not None}}.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is {type(tensor).__name__}: expected a tensor")
+        if tensor.is_complex():
+            raise TypeError(f"{name} is complex: only real A, B and C are supported; pass its real part")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} is {tensor.dtype}: expected a real floating-point tensor")
+        if tensor.device != u.device:
+            raise ValueError(f"{name} is on {tensor.device}, u on {u.device}: move them to one device")
+    if u.dim() != 3:
+        raise ValueError(f"u has shape {list(u.shape)}: expected [B, D, L]")
+    if A.dim() != 2 or torch.jit.is_tracing():  # sizes are symbols while tracing; the operator checks them when it runs
+        _require(A.dim() == 2, "A", A, "[D, N]")
+        return
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    _require(A.shape[0] == channels and 1 <= states <= MAX_STATES, "A", A, f"[{channels}, N], N from 1 to {MAX_STATES}")
+    for name, tensor in (("delta", delta), ("z", z)):
+        _require(tensor is None or tensor.shape == u.shape, name, tensor, f"that of u, {list(u.shape)}")
+    for name, tensor in (("D", D), ("delta_bias", delta_bias)):
+        _require(tensor is None or tensor.shape == (channels,), name, tensor, f"[{channels}]")
+    for name, tensor in (("B", B), ("C", C)):
+        expected = f"[{channels}, {states}], [{batch}, {states}, {length}] or [{batch}, G, {states}, {length}]"
+        _require(2 <= tensor.dim() <= 4, name, tensor, expected)
+        if tensor.dim() == 2:
+            _require(tensor.shape == (channels, states), name, tensor, expected)
+            continue
+        ends_well = tensor.shape[0] == batch and tensor.shape[-2:] == (states, length)
+        divides = tensor.dim() == 3 or (tensor.shape[1] > 0 and channels % tensor.shape[1] == 0)
+        _require(ends_well and divides, name, tensor, f"{expected}, G a divisor of {channels}")
+    if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1] and min(B.shape[1], C.shape[1]) != 1:
+        raise ValueError(f"B has {B.shape[1]} groups and C has {C.shape[1]}: expected the same number, or one of them 1")
+
+
+def _require(condition, name, tensor, expected):
+    if not condition:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {expected}")
+
+
+def _groups(B, C, channels):
+    """Groups that the kernels form: no two channels of one group differ in B or C."""
+    return max(channels if m.dim() == 2 else 1 if m.dim() == 3 else m.shape[1] for m in (B, C))
+
+
+def _fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
+    return library.empty_bdl(u), u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
+
+
+def _fake_train(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
+    batch, channels, length = u.shape
+    groups = _groups(B, C, channels)
+    wide_blocks = groups * ((channels // groups + STATE_LANES - 1) // STATE_LANES)
+    states = (batch, (length + TILE - 1) // TILE, wide_blocks, A.shape[1] * STATE_LANES)
+    outputs = _fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    return *outputs, u.new_empty(states, dtype=torch.float32)
+
+
+def _fake_backward(
+    grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, reverse
+):
+    def per_channel(tensor):
+        return u.new_empty(0 if tensor is None else u.shape[1], dtype=torch.float32)
+
+    return (
+        library.empty_bdl(u),
+        library.empty_bdl(delta),
+        A.new_empty(A.shape),
+        _empty_projection(B),
+        _empty_projection(C),
+        per_channel(D),
+        u.new_empty(0, dtype=torch.float32) if z is None else library.empty_bdl(z),
+        per_channel(delta_bias),
+    )
+
+
+def _empty_projection(m):
+    """The gradient of B or C: its N states adjacent in memory."""
+    if m.dim() == 2:
+        return m.new_empty(m.shape)
+    return m.new_empty((*m.shape[:-2], m.shape[-1], m.shape[-2])).transpose(-1, -2)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.delta_softplus, ctx.reverse = inputs
+    states = output[2:]
+    ctx.save_for_backward(*tensors, *states)
+    ctx.mark_non_differentiable(*states)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_y, grad_last_state, grad_states=None):
+    *inputs, flags = *ctx.saved_tensors[:8], (ctx.delta_softplus, ctx.reverse)
+    if grad_y is None and grad_last_state is None:
+        return (None,) * 10
+    if len(ctx.saved_tensors) == 9:
+        states = ctx.saved_tensors[8]
+    else:
+        states = torch.ops.rdfa.selective_scan_train(*inputs, *flags)[2]
+    u = inputs[0]
+    if grad_y is None:
+        grad_y = u.new_zeros(()).expand(u.shape)
+    gradients = torch.ops.rdfa.selective_scan_backward(grad_y, grad_last_state, *inputs, states, *flags)
+    return *(None if t is None else g for t, g in zip(inputs, gradients)), None, None
+
+
+if library.loaded():
+    torch.library.register_fake("rdfa::selective_scan", _fake)
+    torch.library.register_fake("rdfa::selective_scan_train", _fake_train)
+    torch.library.register_fake("rdfa::selective_scan_backward", _fake_backward)
+    torch.library.register_autograd("rdfa::selective_scan", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("rdfa::selective_scan_train", _backward, setup_context=_setup_context)
+    library.refuse_gradients("selective_scan_backward", "for second derivatives use ops.selective_scan.reference")

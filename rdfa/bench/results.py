@@ -1,0 +1,84 @@
+"""The result of a benchmark: one row per measurement, `results.json` and the schema it obeys."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = Path(__file__).with_name("results.schema.json")
+
+
+@dataclass
+class Row:
+    """One (backend, device, dtype, scenario, batch, time). A row that is not valid shows no speed.
+
+    `batch` is in videos, `time` in feature vectors per video. `peak_memory_mb`, `load_s` and `first_inference_ms` come
+    from a process of the backend's own (see `rdfa.bench.cold_start`).
+    """
+
+    backend: str
+    device: str
+    dtype: str
+    scenario: str
+    batch: int
+    time: int
+    verdict: str
+    latency_ms: dict[str, float] | None = None
+    samples: int = 0
+    throughput_videos_per_s: float | None = None
+    speedup_vs_reference: float | None = None
+    reference: str | None = None  # the backend that the speed-up is against
+    equal_to_fastest: bool | None = None  # not told apart from the fastest row of this batch and time
+    aa_spread: float | None = None  # the relative difference that two runs of the same backend showed
+    parity: dict[str, Any] | None = None
+    detections: dict[str, Any] | None = None
+    peak_memory_mb: float | None = None
+    load_s: float | None = None
+    first_inference_ms: float | None = None
+
+    @property
+    def valid(self) -> bool:
+        return self.verdict == "valid"
+
+    @property
+    def skipped(self) -> bool:
+        return self.verdict.startswith("skipped")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def document(environment: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """The content of `results.json`, checked against the schema where `jsonschema` is installed.
+
+    Raises:
+        jsonschema.ValidationError: the rows contradict the schema, for example a speed in a row that is not valid.
+    """
+    result = {"environment": environment, "rows": [row.to_json() for row in rows]}
+    if importlib.util.find_spec("jsonschema") is not None:
+        import jsonschema
+
+        jsonschema.validate(result, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    return result
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it takes the name `path` only when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON. NaN and infinity are refused: JSON has neither."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

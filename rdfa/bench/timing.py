@@ -1,0 +1,138 @@
+"""Fair timing of several variants of one computation, and an honest answer to "is one of them faster?".
+
+The rules: every variant is warmed up until its calls stop getting faster; inputs rotate, so that no variant lives off a
+cached one; variants take turns in short blocks, so that a change of the machine's clock or load hits all alike, and the
+order of turns is reversed every round; percentiles come from the raw samples. A twin, one variant measured twice under
+two names, shows the spread between equals: a difference inside it is none.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Clock = Callable[[], float]
+
+ROUNDS = 20
+# A warm-up ends when the fastest of the last `WARM_WINDOW` calls gains less than `WARM_GAIN` on all calls before them.
+WARM_WINDOW = 3
+WARM_GAIN = 0.02
+WARM_SHARE = 0.25  # most of the time budget that a warm-up may take
+# Thread pools of other variants keep spinning for some milliseconds after their turn: a block of calls shorter than
+# this starts with an untimed one.
+SETTLE_S = 0.05
+
+
+@dataclass
+class Samples:
+    """Seconds per call of one variant, one list per round."""
+
+    blocks: list[list[float]] = field(default_factory=list)
+    warmup_calls: int = 0
+
+    @property
+    def all(self) -> list[float]:
+        return [s for block in self.blocks for s in block]
+
+    @property
+    def medians(self) -> list[float]:
+        """Median of each round: what two variants are compared by."""
+        return [statistics.median(block) for block in self.blocks]
+
+
+def measure(
+    variants: Mapping[str, Callable[[int], object]], seconds: float, clock: Clock = time.perf_counter
+) -> dict[str, Samples]:
+    """Time every variant for about `seconds` of its own calls, in `ROUNDS` interleaved rounds.
+
+    Args:
+        variants: name -> function that runs the computation on input number `i` (it takes `i` modulo its inputs).
+        seconds: budget per variant, warm-up not included. A variant with slower calls still gets one warm-up and one
+            timed call.
+        clock: seconds, monotonic.
+    """
+    samples = {name: Samples() for name in variants}
+    estimates = {name: _warm_up(call, seconds, clock, samples[name]) for name, call in variants.items()}
+    spent = dict.fromkeys(variants, 0.0)
+    for turn in range(ROUNDS):
+        running = [name for name in variants if turn == 0 or spent[name] + estimates[name] <= seconds]
+        for name in running if turn % 2 == 0 else reversed(running):
+            calls = max(1, math.floor(seconds / ROUNDS / estimates[name]))
+            block = _block(variants[name], calls, settle=estimates[name] < SETTLE_S, clock=clock)
+            spent[name] += sum(block)
+            samples[name].blocks.append(block)
+    return samples
+
+
+def _warm_up(call: Callable[[int], object], seconds: float, clock: Clock, samples: Samples) -> float:
+    """Run until steady; return the seconds that a call takes."""
+    times: list[float] = []
+    while True:
+        times += _block(call, 1, settle=False, clock=clock)
+        samples.warmup_calls += 1
+        if sum(times) >= WARM_SHARE * seconds:
+            break
+        earlier, last = times[:-WARM_WINDOW], times[-WARM_WINDOW:]
+        if earlier and min(last) >= (1 - WARM_GAIN) * min(earlier):
+            break
+    return max(min(times), 1e-9)
+
+
+def _block(call: Callable[[int], object], calls: int, *, settle: bool, clock: Clock) -> list[float]:
+    if settle:
+        call(calls)
+    times = []
+    for i in range(calls):
+        start = clock()
+        call(i)
+        times.append(clock() - start)
+    return times
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """Nearest rank: the smallest sample that at least `percent` % of all do not exceed; always one that was seen."""
+    ordered = sorted(samples)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def latency_ms(samples: Samples) -> dict[str, float]:
+    """min, mean, p50, p90 and p99 in milliseconds."""
+    times = [1e3 * s for s in samples.all]
+    figures = {"min": min(times), "mean": statistics.fmean(times)}
+    figures |= {f"p{p}": percentile(times, p) for p in (50, 90, 99)}
+    return {name: round(value, 6) for name, value in figures.items()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much longer `other` takes than `base`: the ratio of their times, and the interval it lies in."""
+
+    ratio: float
+    low: float
+    high: float
+
+    def equal(self, spread: float) -> bool:
+        """True when the difference is inside the spread between equals, or its sign is not certain."""
+        return self.low <= 1.0 <= self.high or abs(self.ratio - 1.0) <= spread
+
+    @property
+    def spread(self) -> float:
+        """Of a twin: the largest difference from 1 that its interval allows."""
+        return max(abs(self.low - 1.0), abs(self.high - 1.0))
+
+
+def compare(base: Samples, other: Samples) -> Comparison:
+    """Median over the rounds of the ratio of round medians, with its distribution-free interval of at least 95 %.
+
+    Both variants of a round ran next to each other, so what disturbed one disturbed the other. With fewer than six
+    rounds no such interval exists, and the extremes stand in for it.
+    """
+    ratios = sorted(b / a for a, b in zip(base.medians, other.medians))
+    n = len(ratios)
+    # The median lies outside [ratios[k], ratios[n-1-k]] with probability 2 * P(Binomial(n, 1/2) <= k).
+    k, tail = 0, 2 / 2**n
+    while tail + 2 * math.comb(n, k + 1) / 2**n <= 0.05:
+        k += 1
+        tail += 2 * math.comb(n, k) / 2**n
+    return Comparison(statistics.median(ratios), ratios[k], ratios[n - 1 - k])

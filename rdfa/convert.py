@@ -1,0 +1,195 @@
+"""Turns a run of the published repository into a run directory: its YAML files and its .pt become config.gin and safetensors.
+
+    python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml --checkpoint thumos_best.pt --output runs/thumos14
+
+The result is what train.py writes: export.py, rdfa.detect and train.py --mode test take it. The .pt is one of the
+published engine (keys epoch, model, model_ema, optimizer, scheduler, mAP) or a bare state_dict. It is unpickled by torch's
+weights-only reader, so a file that would run code is refused, not run. Optimiser and schedule are not taken over: the
+published repository keeps neither the state of its random generators nor the position in its data, and its training
+cannot be continued exactly; a new training can start from the same YAML files.
+"""
+
+import argparse
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdfa import cli
+from rdfa.config import Config
+from rdfa.errors import UsageError
+from rdfa.modeling.detector import build_detector
+from rdfa.published_yaml import read_config
+from rdfa.run_dir import point, write_checkpoint, write_config
+
+# A profiler that the published engine runs leaves these buffers behind in every module.
+PROFILER_BUFFERS = ("total_ops", "total_params")
+# The published mAP is a numpy.float64. numpy 1 pickled it under the first name, numpy 2 under the second.
+_NUMPY_SCALAR = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
+
+
+class Published(NamedTuple):
+    """What a .pt file holds."""
+
+    model: dict[str, Tensor]
+    model_ema: dict[str, Tensor]
+    meta: dict[str, Any]  # epoch and mAP, as far as known
+    notes: list[str]  # what a user should know about the file
+    dropped: list[str]  # profiler buffers
+
+
+def read_checkpoint(path: Path) -> Published:
+    """The weights in a .pt of the published repository, or in a bare state_dict.
+
+    Raises:
+        UsageError: a file that is missing, empty, cut short, that would run code, or that holds no weights.
+    """
+    content = _load(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        notes = []
+        averaged = content.get("model_ema")
+        if not isinstance(averaged, dict):
+            notes.append("no model_ema: the weights of training serve for evaluation too")
+            averaged = content["model"]
+        left_out = [key for key in content if key not in ("epoch", "model", "model_ema", "mAP")]
+        if left_out:
+            notes.append(f"not taken over: {', '.join(left_out)} (a published training cannot be continued exactly)")
+        meta = {name: kind(content[name]) for name, kind in (("epoch", int), ("mAP", float)) if name in content}
+        model = content["model"]
+    else:
+        notes = ["a bare state_dict: the same weights serve for training and evaluation"]
+        model = averaged = content
+        meta = {}
+    dropped = [name for name in model if str(name).rpartition(".")[2] in PROFILER_BUFFERS]
+    return Published(_weights(model, path), _weights(averaged, path), meta, notes, dropped)
+
+
+def check_fit(state: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    """Raise UsageError unless `state` has exactly the names and shapes of `wanted`, naming what differs."""
+    problems = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
+            for name in wanted
+            if name in state and state[name].shape != wanted[name].shape
+        ],
+    }
+    found = [f"{len(names)} {kind} ({_shortened(names)})" for kind, names in problems.items() if names]
+    if found:
+        raise UsageError(f"{path} does not fit the model YAML: {'; '.join(found)}. Give the model.yaml of the same run")
+
+
+def convert(yaml_files: dict[str, Path], checkpoint: Path, output: Path) -> list[str]:
+    """Write the run directory `output`; returns what was done, line by line.
+
+    Args:
+        yaml_files: see `rdfa.published_yaml.read_config`; 'model' is required.
+    """
+    if (output / "config.gin").exists():
+        raise UsageError(f"{output} is a run directory already: choose another --output")
+    config, ignored = read_config(yaml_files)
+    published = read_checkpoint(checkpoint)
+    wanted = build_detector(config.model).state_dict()
+    for state in (published.model, published.model_ema):
+        check_fit(state, wanted, checkpoint)
+    names = _class_names(config)
+    step = published.meta.get("epoch", 0)
+    meta = {**published.meta, "converted_from": checkpoint.name}
+    # In the order of our state_dict, whatever the file's was.
+    model, averaged = ({name: state[name] for name in wanted} for state in (published.model, published.model_ema))
+    write_config(output, config, names)
+    folder = write_checkpoint(output, step, model, averaged, meta)
+    for pointer in ("latest", "best"):
+        point(output, pointer, step)
+
+    about = ", ".join(f"{key} {value}" for key, value in published.meta.items())
+    lines = [f"read {', '.join(str(path) for path in yaml_files.values())}"]
+    if ignored:
+        lines.append(f"  without counterpart, left out: {', '.join(ignored)}")
+    lines.append(f"read {checkpoint}{f' ({about})' if about else ''}")
+    lines += [f"  {note}" for note in published.notes]
+    if published.dropped:
+        lines.append(f"  left out: {len(published.dropped)} profiler buffers ({', '.join(PROFILER_BUFFERS)})")
+    count = sum(tensor.numel() for tensor in wanted.values())
+    lines.append(f"wrote {folder}: {count:,} parameters in {len(wanted)} tensors, for training and for evaluation")
+    lines.append(f"wrote {output / 'config.gin'}")
+    if names is None:
+        lines.append("  no class names: the annotation file of the dataset YAML is not here; detections carry numbers")
+    else:
+        lines.append(f"wrote {output / 'classes.json'}: {len(names)} class names")
+    return lines
+
+
+def _load(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALAR), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch raises whatever the damaged bytes lead to
+        text = str(error)
+        if named := re.search(r"GLOBAL (\S+)", text):
+            raise UsageError(
+                f"{path} was refused: it holds {named[1]}, which is neither a tensor nor a number, and loading it could run "
+                "code. Save the weights alone: torch.save(model.state_dict(), ...)"
+            ) from error
+        reason = re.split(r"\. |\n", text)[0] if "zip archive" in text or not text else "unreadable content"
+        raise UsageError(f"{path} is not a whole .pt file of weights ({reason or 'empty'}): copy it again") from error
+
+
+def _weights(state: Any, path: Path) -> dict[str, Tensor]:
+    """The float32 tensors of a state_dict, without the profiler's."""
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UsageError(f"{path} holds no weights: expected a state_dict, or a dictionary with one under 'model'")
+    weights = {name: value.float() for name, value in state.items() if name.rpartition(".")[2] not in PROFILER_BUFFERS}
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UsageError(f"{path} holds weights that are not finite: {_shortened(broken)}; use an earlier checkpoint")
+    return weights
+
+
+def _shortened(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _class_names(config: Config) -> dict[int, str] | None:
+    """The class names in the annotation file, if that is at hand."""
+    path = config.dataset.annotation_file
+    if not path or not Path(path).is_file():
+        return None
+    from rdfa.data.annotations import load_annotations
+
+    return load_annotations(path).class_names
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rdfa.convert",
+        description="Turn a run of the published repository into a run directory.",
+        epilog="example: python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml "
+        "--checkpoint thumos_best.pt --output runs/thumos14",
+    )
+    parser.add_argument("--model_yaml", type=Path, required=True, metavar="M", help="model.yaml of the published run")
+    for name in ("dataset", "engine", "run"):
+        parser.add_argument(f"--{name}_yaml", type=Path, metavar="Y", help=f"its {name}.yaml; without: the defaults")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C.pt", help="its weights")
+    parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="run directory to write")
+    args = parser.parse_args(argv)
+    files = {name: getattr(args, f"{name}_yaml") for name in ("model", "dataset", "engine", "run")}
+    for line in convert({name: path for name, path in files.items() if path}, args.checkpoint, args.output):
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,209 @@
+"""Annotations: which actions a video shows, when, and how fast it runs.
+
+Reads the layout of ActionFormer's THUMOS14 file,
+
+    {"database": {"<video id>": {"subset": "Test", "duration": 33.83, "fps": 30.0, "annotations": [
+        {"label": "CricketBowling", "label_id": 5, "segment": [0.2, 1.1]}, ...]}, ...}}
+
+and its relatives: the table of videos under another key or at the top, numbers as strings, no `fps` (`frame` divided by
+`duration` gives it, or it stays unknown), no `duration`, no `label_id` (classes are then numbered by sorted name).
+"""
+
+import gzip
+import json
+import math
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdfa.errors import RunError, UsageError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """One annotated video; N actions in file order, kept as they are: repeated, empty, or past the end of the video."""
+
+    id: str
+    subset: str
+    duration: float | None  # seconds; None: unknown
+    fps: float | None  # None: unknown
+    segments_N2: np.ndarray  # float64, (start, end) in seconds
+    labels_N: np.ndarray  # int64 class ids
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotationSet:
+    """All videos of an annotation file, in file order, and the name of each class."""
+
+    videos: dict[str, Video]
+    class_names: dict[int, str]
+
+    def subset(self, name: str) -> list[Video]:
+        """The videos whose subset is `name`, in any case."""
+        return [video for video in self.videos.values() if video.subset.lower() == name.lower()]
+
+
+def canonical_id(video_id: str) -> str:
+    """`video_id` without the prefix ``v_``, which data sets add or leave out: equal for both spellings."""
+    return video_id.removeprefix("v_")
+
+
+def load_annotations(path: str | os.PathLike) -> AnnotationSet:
+    """Read an annotation file, .json or gzip-compressed .json, of the layouts above.
+
+    Raises:
+        UsageError: there is no such file.
+        RunError: not JSON, truncated, no videos in it, or an entry that does not say what it must; the message names
+            file, video and remedy.
+    """
+    path = Path(path)
+    table = _find_videos(_read_json(path), path)
+    entries = {video_id: _Entry(video_id, fields, path) for video_id, fields in table.items()}
+    class_ids, class_names = _number_classes(entries.values(), path)
+    return AnnotationSet({video_id: entry.video(class_ids) for video_id, entry in entries.items()}, class_names)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read annotation file {str(path)!r} ({error.strerror}): check Dataset.annotation_file, "
+            "or the path given"
+        ) from error
+    try:
+        if raw.startswith(GZIP_MAGIC):
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise RunError(f"{path}: truncated or damaged gzip file ({error}): fetch it again") from error
+    try:
+        return json.loads(raw)
+    except ValueError as error:  # also a wrong encoding
+        raise RunError(f"{path}: not JSON ({error}): give annotations in ActionFormer's THUMOS14 layout") from error
+
+
+def _find_videos(content: Any, path: Path) -> dict[str, Any]:
+    """The table of videos: the file itself, or what stands under "database", "GT" or any other key."""
+    if isinstance(content, dict):
+        named = [content[key] for key in ("database", "GT") if key in content]
+        for table in (*named, content, *content.values()):
+            if isinstance(table, dict) and any(_is_video(fields) for fields in table.values()):
+                return table
+    raise RunError(
+        f'{path}: no videos found: expected {{"database": {{id: {{"subset", "duration", "fps", "annotations"}}}}}}'
+    )
+
+
+def _is_video(fields: Any) -> bool:
+    return isinstance(fields, dict) and ("annotations" in fields or "subset" in fields)
+
+
+class _Entry:
+    """One video of the file, checked; its classes are numbered later, when those of the whole file are known."""
+
+    def __init__(self, video_id: str, fields: Any, path: Path):
+        self.where = f"{path}: video {video_id!r}"
+        if not _is_video(fields):
+            raise RunError(f"{self.where}: {fields!r:.80} has neither 'annotations' nor 'subset': not a video's entry")
+        self.id = video_id
+        self.subset = str(fields.get("subset") or "")
+        self.duration = self._positive(fields, "duration")
+        self.fps = self._positive(fields, "fps")
+        frames = self._positive(fields, "frame")
+        if self.fps is None and frames is not None and self.duration is not None:
+            self.fps = frames / self.duration
+        annotations = fields.get("annotations") or []
+        if not isinstance(annotations, list):
+            raise RunError(f"{self.where}: 'annotations' is {annotations!r:.80}: expected a list of segments")
+        self.segments = [self._segment(number, annotation) for number, annotation in enumerate(annotations)]
+        self.classes = [self._class(number, annotation) for number, annotation in enumerate(annotations)]
+
+    def video(self, class_ids: dict[str, int]) -> Video:
+        segments_N2 = np.array(self.segments, dtype=np.float64).reshape(-1, 2)
+        labels_N = np.array([class_ids[name] for name, _ in self.classes], dtype=np.int64)
+        return Video(self.id, self.subset, self.duration, self.fps, segments_N2, labels_N)
+
+    def _positive(self, fields: dict, name: str) -> float | None:
+        if fields.get(name) in (None, ""):
+            return None
+        value = _number(fields[name])
+        if value is None or value <= 0:
+            raise RunError(f"{self.where}: {name} = {fields[name]!r}: expected a positive number, or leave it out")
+        return value
+
+    def _segment(self, number: int, annotation: Any) -> tuple[float, float]:
+        segment = annotation.get("segment") if isinstance(annotation, dict) else None
+        if isinstance(segment, list) and len(segment) == 2:
+            start, end = _number(segment[0]), _number(segment[1])
+            if start is not None and end is not None and start <= end:
+                return start, end
+        raise RunError(
+            f"{self.where}: annotation {number}: segment = {segment!r:.80}: expected [start, end] in seconds, "
+            "start <= end"
+        )
+
+    def _class(self, number: int, annotation: dict) -> tuple[str, int | None]:
+        label, label_id = annotation.get("label"), annotation.get("label_id")
+        if label is None and label_id is None:
+            raise RunError(f"{self.where}: annotation {number} names no class: give it a 'label'")
+        if label_id is not None:
+            value = _number(label_id)
+            if value is None or value < 0 or value != int(value):
+                raise RunError(
+                    f"{self.where}: annotation {number}: label_id = {label_id!r}: expected an integer from 0 up, "
+                    "or leave it out"
+                )
+            label_id = int(value)
+        return str(label_id if label is None else label), label_id
+
+
+def _number(value: Any) -> float | None:
+    """`value` as a finite number, also from a string; None if it is not one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _number_classes(entries: Iterable[_Entry], path: Path) -> tuple[dict[str, int], dict[int, str]]:
+    """Class name -> id, and id -> name; the ids of the file, or, where it has none, the rank among the sorted names."""
+    ids: dict[str, int] = {}
+    unnumbered: dict[str, str] = {}  # name -> a video that uses it
+    for entry, name, label_id in _classes(entries):
+        if label_id is None:
+            unnumbered.setdefault(name, entry.where)
+        elif ids.setdefault(name, label_id) != label_id:
+            raise RunError(
+                f"{entry.where}: class {name!r} has label_id {label_id} here and {ids[name]} before: keep one"
+            )
+    if not ids:
+        ids = {name: number for number, name in enumerate(sorted(unnumbered))}
+    for name, where in unnumbered.items():
+        if name not in ids:
+            raise RunError(f"{where}: class {name!r} has no label_id, others have: give all classes one, or none")
+    names: dict[int, str] = {}
+    for name, label_id in ids.items():
+        if names.setdefault(label_id, name) != name:
+            print(
+                f"warning: {path}: label_id {label_id} stands for {names[label_id]!r} and {name!r}: "
+                f"they are one class, called {names[label_id]!r}",
+                file=sys.stderr,
+            )
+    return ids, dict(sorted(names.items()))
+
+
+def _classes(entries: Iterable[_Entry]) -> Iterator[tuple[_Entry, str, int | None]]:
+    for entry in entries:
+        for name, label_id in entry.classes:
+            yield entry, name, label_id

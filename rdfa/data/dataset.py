@@ -1,0 +1,297 @@
+"""Data sets of clip features, and loaders that can be continued at any batch of any epoch, bit for bit.
+
+Shapes: B videos, C channels, T clips of the feature grid, N actions of a video, 2 = (start, end).
+
+Order and random crops are functions of (Loader.seed, epoch, item) alone: no generator has a state that would have to be
+saved, and the number of workers changes nothing.
+"""
+
+import dataclasses
+import math
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rdfa.data.annotations import AnnotationSet, Video
+from rdfa.data.features import expected_name, find_feature_file, load_features
+from rdfa.data.settings import DatasetSettings, LoaderSettings
+from rdfa.data.transforms import crop_segments, draw_crop, pad_features, padded_length, seconds_to_grid
+from rdfa.errors import RunError, UsageError
+from rdfa.settings import nearest
+
+
+class ItemKey(NamedTuple):
+    """An item of a data set, and the seed of everything random about it this time."""
+
+    index: int
+    seed: str
+
+
+class Batch(NamedTuple):
+    """Padded videos. Actions are in grid units, one tensor per video."""
+
+    features: Tensor  # float32 [B, C, T]
+    mask: Tensor  # bool [B, T]: True where a clip is
+    segments: list[Tensor]  # float32 [N, 2]
+    labels: list[Tensor]  # int64 [N]
+    videos: list[Video]
+
+    @property
+    def video_ids(self) -> list[str]:
+        return [video.id for video in self.videos]
+
+
+class FeatureDataset(Dataset):
+    """The videos of one subset as features and actions on the feature grid.
+
+    `dataset[index]` or `dataset[ItemKey(index, seed)]` is a dict: video_id; features_CT float32; segments_N2 float32,
+    grid; labels_N int64; fps; duration in seconds or None; video, the `Video` itself. For training the items are crops
+    (see `draw_crop`); for evaluation they are whole videos.
+
+    Attributes:
+        videos: the videos, each with the frame rate in use. `Dataset.default_fps`, where given, replaces the rate of
+            the annotations, as in the published code.
+        missing: ids left out because their feature file is missing (`Dataset.skip_missing`).
+    """
+
+    def __init__(
+        self,
+        settings: DatasetSettings,
+        annotations: AnnotationSet,
+        subset: str,
+        training: bool,
+        feature_dim: int | None,
+    ):
+        """
+        Args:
+            feature_dim: channels that the features must have (EmbeddingModule.input_c); None accepts any.
+
+        Raises:
+            UsageError: an unknown subset; a label that is not below `num_classes`; a video without frame rate; missing
+                feature files.
+        """
+        self.settings, self.training, self.feature_dim = settings, training, feature_dim
+        videos = annotations.subset(subset)
+        if not videos:
+            available = {video.subset for video in annotations.videos.values()}
+            raise UsageError(
+                f"no video of {settings.annotation_file} is in subset {subset!r}: {nearest(subset, available)}"
+            )
+        if training and not any(len(video.labels_N) for video in videos):
+            raise UsageError(
+                f"subset {subset!r} of {settings.annotation_file} has no action to train on: choose another"
+            )
+        for video in videos:
+            self._check_labels(video)
+        self.videos = [self._with_fps(video) for video in videos]
+        paths = [find_feature_file(settings, video.id) for video in self.videos]
+        self.missing = [video.id for video, path in zip(self.videos, paths) if path is None]
+        if self.missing:
+            self._report_missing()
+            self.videos = [video for video, path in zip(self.videos, paths) if path is not None]
+        self.paths: list[Path] = [path for path in paths if path is not None]
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: int | ItemKey) -> dict[str, Any]:
+        key = key if isinstance(key, ItemKey) else ItemKey(key, str(key))
+        settings, video = self.settings, self.videos[key.index]
+        features_TC = load_features(self.paths[key.index], self.feature_dim)[:: settings.downsample_rate]
+        stride = settings.feat_stride * settings.downsample_rate
+        segments_N2 = seconds_to_grid(video.segments_N2, video.fps, stride, settings.num_frames)
+        labels_N = video.labels_N
+        if self.training:
+            crop = draw_crop(
+                len(features_TC),
+                segments_N2,
+                settings.max_seq_len,
+                settings.trunc_thresh,
+                settings.crop_ratio,
+                random.Random(key.seed),
+            )
+            if crop is not None:
+                features_TC = features_TC[slice(*crop)]
+                segments_N2, kept_N = crop_segments(segments_N2, *crop, settings.trunc_thresh)
+                labels_N = labels_N[kept_N]
+        return {
+            "video_id": video.id,
+            "features_CT": torch.from_numpy(features_TC).T,
+            "segments_N2": torch.from_numpy(segments_N2),
+            "labels_N": torch.from_numpy(np.array(labels_N)),
+            "fps": video.fps,
+            "duration": video.duration,
+            "video": video,
+        }
+
+    def _check_labels(self, video: Video) -> None:
+        highest = int(video.labels_N.max(initial=-1))
+        if highest >= self.settings.num_classes:
+            raise UsageError(
+                f"video {video.id!r} of {self.settings.annotation_file} has label_id {highest}, but "
+                f"Dataset.num_classes = {self.settings.num_classes}: set it (and PtTransformerClsHead.num_classes) to "
+                f"{highest + 1} or more"
+            )
+
+    def _with_fps(self, video: Video) -> Video:
+        fps = self.settings.default_fps or video.fps
+        if fps is None:
+            raise UsageError(
+                f"video {video.id!r} of {self.settings.annotation_file} has no fps: add it there, "
+                "or set Dataset.default_fps"
+            )
+        return dataclasses.replace(video, fps=fps)
+
+    def _report_missing(self) -> None:
+        names = ", ".join(expected_name(self.settings, video_id) for video_id in self.missing[:5])
+        more = ", ..." if len(self.missing) > 5 else ""
+        folder, total = self.settings.feature_dir, len(self.videos)
+        found = f"{len(self.missing)} of {total} feature files are missing in {folder!r}: {names}{more}"
+        if len(self.missing) == total or not self.settings.skip_missing:
+            remedy = "check Dataset.feature_dir, feature_prefix, feature_type and feature_ext"
+            if len(self.missing) < total:
+                remedy += ", or set Dataset.skip_missing = True to go on without these videos"
+            raise UsageError(f"{found}: {remedy}")
+        print(f"warning: {found}: going on without them", file=sys.stderr)
+
+
+def pad_batch(
+    items: list[dict[str, Any]], max_seq_len: int, padding_value: float, multiple: int, training: bool
+) -> Batch:
+    """Pad items of a `FeatureDataset` to one length, by the rule of `padded_length`, and stack them.
+
+    Raises:
+        RunError: items of different channels; a training item longer than `max_seq_len`; evaluation items whose padded
+            lengths differ, since the padding that one would get from the other changes its detections.
+    """
+    channels = {item["features_CT"].shape[0]: item["video_id"] for item in items}
+    if len(channels) > 1:
+        raise RunError(f"features of one batch differ in channels, {channels}: use features of one kind")
+    lengths = {padded_length(item["features_CT"].shape[1], max_seq_len, multiple, training) for item in items}
+    if len(lengths) > 1:
+        raise RunError(f"videos padded to {sorted(lengths)} clips cannot share a batch in evaluation: batch equal ones")
+    features_BCT, mask_BT = pad_features([item["features_CT"] for item in items], lengths.pop(), padding_value)
+    return Batch(
+        features_BCT,
+        mask_BT,
+        [item["segments_N2"] for item in items],
+        [item["labels_N"] for item in items],
+        [item["video"] for item in items],
+    )
+
+
+class EpochSampler(Sampler):
+    """Batches of item keys of one epoch, from a chosen batch on; shuffled anew per epoch, or in order."""
+
+    def __init__(self, num_items: int, batch_size: int, shuffle: bool, seed: int):
+        self.num_items, self.batch_size, self.shuffle, self.seed = num_items, batch_size, shuffle, seed
+        self.set_position(epoch=1, batch=0)
+
+    def set_position(self, epoch: int, batch: int) -> None:
+        """The next iteration yields what remains of `epoch` after its first `batch` batches."""
+        self.epoch, self.batch = epoch, batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch. The last one may be smaller: no video is dropped."""
+        return -(-self.num_items // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[ItemKey]]:
+        order = list(range(self.num_items))
+        if self.shuffle:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
+        keys = [ItemKey(index, f"{self.seed}/{self.epoch}/{index}") for index in order]
+        starts = range(self.batch * self.batch_size, self.num_items, self.batch_size)
+        return iter([keys[start : start + self.batch_size] for start in starts])
+
+
+class Loader:
+    """Batches of a `FeatureDataset`; see `make_loader`."""
+
+    def __init__(self, batches: DataLoader, sampler: EpochSampler):
+        self._batches, self._sampler = batches, sampler
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self._sampler)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on, the same however often and from wherever they are asked for.
+
+        Touches no global random generator. Raises while iterating what the data set raised.
+        """
+        self._sampler.set_position(epoch, start)
+        return _raising(iter(self._batches))
+
+
+def make_loader(dataset: FeatureDataset, settings: LoaderSettings, coarsest_stride: int) -> Loader:
+    """A loader of `dataset`: shuffled batches for training, single videos in order for evaluation.
+
+    Args:
+        coarsest_stride: of the detector (`ModelSettings.coarsest_stride`): the length of a batch is a multiple of it.
+    """
+    batch_size = settings.batch_size if dataset.training else 1
+    sampler = EpochSampler(len(dataset), batch_size, dataset.training, settings.seed)
+    # More workers than processors or batches would only cost memory; the batches do not depend on their number.
+    workers = min(settings.num_workers, len(sampler), _processors())
+    batches = DataLoader(
+        _Outcomes(dataset),
+        batch_sampler=sampler,
+        collate_fn=_Collate(dataset.settings.max_seq_len, settings, coarsest_stride, dataset.training),
+        num_workers=workers,
+        pin_memory=settings.pin_memory and torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global generator
+    )
+    return Loader(batches, sampler)
+
+
+class _Outcomes(Dataset):
+    """Items, or the error in place of the item: raised in a worker it would arrive as a traceback in a message."""
+
+    def __init__(self, dataset: FeatureDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: ItemKey) -> dict[str, Any] | Exception:
+        try:
+            return self.dataset[key]
+        except (UsageError, RunError) as error:
+            return error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collate:
+    """`pad_batch` with its settings; picklable, for workers that are not forked."""
+
+    max_seq_len: int
+    settings: LoaderSettings
+    coarsest_stride: int
+    training: bool
+
+    def __call__(self, items: list[dict[str, Any] | Exception]) -> Batch | Exception:
+        for item in items:
+            if isinstance(item, Exception):
+                return item
+        multiple = math.lcm(self.settings.max_div_factor, self.coarsest_stride)
+        try:
+            return pad_batch(items, self.max_seq_len, self.settings.padding_value, multiple, self.training)
+        except RunError as error:
+            return error
+
+
+def _raising(outcomes: Iterator[Batch | Exception]) -> Iterator[Batch]:
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+        yield outcome
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

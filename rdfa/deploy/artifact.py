@@ -1,0 +1,132 @@
+"""From a run directory to an artifact directory, all or nothing."""
+
+import contextlib
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from ops import library
+from rdfa import runtime
+from rdfa.config import Config
+from rdfa.deploy import manifest as manifests
+from rdfa.deploy import verify
+from rdfa.errors import RunError, UsageError
+from rdfa.modeling.detector import Detector
+from rdfa.run_dir import RunDirectory, load_detector
+from rdfa.runtime.manifest import MANIFEST
+from rdfa.settings import nearest
+
+# Format -> file, and the backend that proves it.
+FORMATS = {"torchscript": ("detector.ts.pt", "torchscript"), "onnx": ("detector.onnx", "onnxruntime")}
+DTYPES = ("float32",)
+WEIGHTS = "model.safetensors"
+
+
+def export(
+    run_dir: str | os.PathLike,
+    output: str | os.PathLike,
+    checkpoint: str | os.PathLike | None = None,
+    formats: Sequence[str] = tuple(FORMATS),
+    dtype: str = "float32",
+    report: Callable[[str], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Export a run's averaged weights, check every file, and only then put the artifact in place.
+
+    Args:
+        checkpoint: as in `RunDirectory.checkpoint`. report: called with one line before each step.
+
+    Returns:
+        The manifest; ``files[name]["parity"]`` holds the figures of each checked file.
+
+    Raises:
+        UsageError: an unknown format or dtype, no such run, or an `output` that is not an artifact to replace.
+        RunError: a file does not compute what the detector computes. Nothing is left under `output`, or what was there.
+    """
+    formats = list(dict.fromkeys(formats))
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError(f"unknown format {name!r}: {nearest(name, FORMATS)}")
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}: this version exports {', '.join(DTYPES)}")
+    output = Path(output)
+    _check_replaceable(output)
+    run = RunDirectory(run_dir)
+    folder = run.checkpoint(checkpoint)
+    detector, config = load_detector(run_dir, folder)
+    source = {"run": run.path.resolve().name, "checkpoint": folder.name, "weights": "ema"}
+    manifest = manifests.describe(config, _class_list(run, config), source)
+    with _staged(output) as directory:
+        _write_files(detector, config, directory, manifest, formats, dtype, report)
+        manifests.write(directory, manifest)
+        _verify_files(detector, config, directory, manifest, formats, report)
+        manifests.write(directory, manifest)
+    return manifest
+
+
+def _write_files(detector, config, directory, manifest, formats, dtype, report) -> None:
+    interface, time = manifests.interface(config), verify.traced_time(detector)
+    facts = {"dtype": dtype, **interface}
+    save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, directory / WEIGHTS)
+    manifests.add_file(manifest, directory / WEIGHTS, "safetensors", **facts)
+    for name in formats:
+        path = directory / FORMATS[name][0]
+        report(f"writing {path.name}")
+        # Imported when asked for: each needs packages that the other does not.
+        writer = importlib.import_module(f"rdfa.deploy.{name}")
+        if name == "onnx":
+            writer.export(detector, path, manifest, interface, time)
+        else:
+            writer.export(detector, path, manifest, config.post, time)
+            shutil.copyfile(library.path(), directory / library.path().name)
+            manifests.add_file(manifest, directory / library.path().name, "library")
+        manifests.add_file(manifest, path, name, **facts)
+
+
+def _verify_files(detector: Detector, config: Config, directory: Path, manifest, formats, report) -> None:
+    """Fill in ``parity`` of each file; raises RunError naming the first size at which one fails."""
+    checked = {WEIGHTS: "eager"} | {FORMATS[name][0]: FORMATS[name][1] for name in formats}
+    sessions = {name: runtime.load(directory, backend) for name, backend in checked.items()}
+    for batch, time in verify.sizes(detector):
+        report(f"checking batch {batch}, time {time}")
+        case = verify.make_case(detector, config, batch, time)
+        for name, session in sessions.items():
+            row = verify.check(session, case, config)
+            if not row.ok:
+                raise RunError(
+                    f"{name} gives other outputs than the detector at batch {batch}, time {time}: max |d| "
+                    f"{row.parity.max_abs:.2g}, relative L2 {row.parity.relative_l2:.2g}, {row.detections:.1%} of the "
+                    "detections equal; nothing was written: report this with the run's config.gin"
+                )
+            manifest["files"][name].setdefault("parity", []).append(row.as_dict())
+
+
+def _class_list(run: RunDirectory, config: Config) -> list[str]:
+    """Class names by index; a class the run has no name for is called by its number."""
+    names = run.class_names()
+    return [names.get(label, f"class_{label}") for label in range(config.model.cls_head.num_classes)]
+
+
+def _check_replaceable(output: Path) -> None:
+    if output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir())):
+        return
+    if output.exists():
+        raise UsageError(f"{output} exists and is not an artifact: give another --output, or remove it")
+
+
+@contextlib.contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A directory beside `output` that takes its place when the block succeeds, and vanishes when it fails."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        directory = Path(scratch) / "new"
+        directory.mkdir()
+        yield directory
+        if output.exists():
+            os.replace(output, Path(scratch) / "old")
+        os.replace(directory, output)

@@ -1,0 +1,129 @@
+"""The detector as one ONNX file: standard operators, one ``rdfa::SelectiveScan`` node per FA-Bi-S6 pass, its function.
+
+A runtime that has a native kernel for the node uses it; any other inlines the function, so the file needs nothing
+beside it. Batch and time are dynamic. Class names, feature specification and version are in the file's metadata.
+"""
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ops.selective_scan.export import OPSET, add_functions
+from rdfa.deploy.onnx_modules import replace_parts
+from rdfa.errors import RunError, UsageError
+from rdfa.modeling.detector import Detector
+
+try:
+    import onnx
+    import onnx_ir.passes.common as ir_passes
+    from onnx_ir.passes import Sequential
+    from onnxscript.optimizer import fold_constants
+except ImportError as error:
+    raise UsageError(f"ONNX export needs {error.name}: pip install 'rdfa-s6[onnx]'") from error
+
+# More than this means that a part is exported in an unfavourable form; the published detector has about 1,000.
+MAX_NODES = 1500
+
+
+def export(detector: Detector, path: Path, manifest: dict[str, Any], interface: dict[str, Any], time: int) -> None:
+    """Write `detector` to `path`.
+
+    Args:
+        manifest: its "classes", "features" and "versions" go into the file's metadata.
+        interface: names and axes of inputs and outputs (`rdfa.deploy.manifest.interface`).
+        time: length of the example that is traced; the file serves every multiple of the coarsest stride.
+
+    Raises:
+        RunError: the graph is not what it should be.
+    """
+    detector = copy.deepcopy(detector).eval()
+    replace_parts(detector)
+    model = _trace(detector, interface, time)
+    _clean(model, interface)
+    passes = sum(module.recurrent for module in detector.modules() if hasattr(module, "recurrent"))
+    expected = 2 * passes + len(detector.backbone.branch_module.blocks)
+    scans = add_functions(model)
+    if scans != expected or len(model.graph.node) > MAX_NODES:
+        raise RunError(
+            f"the ONNX graph has {scans} scans and {len(model.graph.node)} nodes, expected {expected} and at most "
+            f"{MAX_NODES}: the detector has a part that the exporter does not know"
+        )
+    model.producer_name, model.producer_version = "rdfa", manifest["versions"]["rdfa"]
+    facts = {"classes": manifest["classes"], "features": manifest["features"], "rdfa_version": model.producer_version}
+    onnx.helper.set_model_props(model, {key: _text(value) for key, value in facts.items()})
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def _trace(detector: Detector, interface: dict[str, Any], time: int) -> "onnx.ModelProto":
+    stride = detector.settings.coarsest_stride
+    batch = torch.export.Dim("batch")
+    # The length is a multiple of the coarsest stride by construction, so that no level needs rounding.
+    coarse = torch.export.Dim("coarse", max=detector.generator.max_frames // stride)
+    features = torch.zeros(2, detector.settings.embedding.input_c, time)
+    mask = torch.ones(2, time, dtype=torch.bool)
+    with _quiet():
+        program = torch.onnx.export(
+            detector,
+            (features, mask),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[value["name"] for value in interface["inputs"]],
+            output_names=[value["name"] for value in interface["outputs"]],
+            dynamic_shapes=({0: batch, 2: stride * coarse}, {0: batch, 1: stride * coarse}),
+            # Its pattern search takes half a minute and gains nothing that a runtime does not do by itself.
+            optimize=False,
+            verbose=False,
+        )
+    fold_constants(program.model)
+    tidy = (
+        ir_passes.IdentityEliminationPass(),
+        ir_passes.CommonSubexpressionEliminationPass(),
+        ir_passes.RemoveUnusedNodesPass(),
+    )
+    Sequential(*tidy)(program.model)
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says of itself on every run: renamed axes, its own use of torch, no torchvision."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*The axis name.*will not be used")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _clean(model: "onnx.ModelProto", interface: dict[str, Any]) -> None:
+    """Name the axes as the contract does, and drop what the exporter notes about the code it traced."""
+    for values, specs in ((model.graph.input, interface["inputs"]), (model.graph.output, interface["outputs"])):
+        for value, spec in zip(values, specs, strict=True):
+            for dim, size in zip(value.type.tensor_type.shape.dim, spec["shape"], strict=True):
+                if isinstance(size, str):
+                    dim.dim_param = size
+                elif dim.dim_value != size:
+                    raise RunError(f"axis of {value.name} is {dim.dim_value or dim.dim_param!r}, expected {size}")
+            value.ClearField("metadata_props")
+    # Shapes of inner values are left to the runtime: the exporter's names for them mean nothing to a reader.
+    del model.graph.value_info[:]
+    model.graph.name = "detector"
+    for item in (model, model.graph, *model.graph.node):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,131 @@
+"""Proof that the files of an artifact compute what the detector computes, at sizes that were never traced.
+
+The truth is the detector as it was trained, without any of the exporters' replacements, in float64 on the plain
+reference operators. The files are loaded from the disk through `rdfa.runtime`, as a user loads them.
+
+Shape suffixes: B batch, C channels, T time, P points.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rdfa.config import Config
+from rdfa.inference.decode import Detections, VideoTiming, detect
+from rdfa.modeling.detector import Detector
+from rdfa.runtime.parity import Parity, compare
+from rdfa.runtime.session import Outputs, Session
+
+# Twice the training length of the published detector; one step more than it; a short one. Only the first is a multiple
+# of 576, the length to which the channel gate pools.
+SIZES = ((2, 4608), (1, 2336), (3, 1184))
+FPS = 25.0
+# Two detections are the same within this many seconds, and this score.
+SECONDS, SCORE = 1e-2, 1e-3
+# Candidates whose scores agree to the last digit may change places in suppression, and change their neighbours' scores.
+AGREEMENT = 0.99
+
+
+class Case(NamedTuple):
+    """An input and the true outputs."""
+
+    features_BCT: np.ndarray
+    mask_BT: np.ndarray
+    points_P4: torch.Tensor
+    level_lengths: list[int]
+    outputs: Outputs
+    detections: list[Detections]
+
+
+class Row(NamedTuple):
+    """Result of one file at one size. detections: the part of the final detections that is equal, 0 to 1."""
+
+    batch: int
+    time: int
+    parity: Parity
+    detections: float
+
+    @property
+    def ok(self) -> bool:
+        return self.parity.ok and self.detections >= AGREEMENT
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"batch": self.batch, "time": self.time, **self.parity._asdict(), "detections": self.detections}
+
+
+def sizes(detector: Detector) -> list[tuple[int, int]]:
+    """The (batch, time) pairs to check: `SIZES`, made to fit the detector's stride and longest input."""
+    stride, longest = detector.settings.coarsest_stride, detector.generator.max_frames
+    scale = min(1.0, longest / SIZES[0][1])
+    return [(batch, max(round(time * scale) // stride, 1) * stride) for batch, time in SIZES]
+
+
+def traced_time(detector: Detector) -> int:
+    """A short length for the exporters to trace, which `sizes` does not hold."""
+    stride = detector.settings.coarsest_stride
+    checked = {time for _, time in sizes(detector)}
+    return next(stride * n for n in range(5, 9) if stride * n not in checked)
+
+
+def make_case(detector: Detector, config: Config, batch: int, time: int) -> Case:
+    """Random features of ragged lengths, and what the detector makes of them in float64."""
+    rng = np.random.default_rng(batch * time)
+    mask_BT = np.arange(time) < np.linspace(0.6 * time, time - 3, batch)[:, None]
+    features_BCT = rng.standard_normal((batch, detector.settings.embedding.input_c, time), dtype=np.float32)
+    features_BCT *= mask_BT[:, None]
+    exact = copy.deepcopy(detector).eval().double()
+    with torch.inference_mode():
+        tensors = exact(torch.from_numpy(features_BCT).double(), torch.from_numpy(mask_BT))
+    outputs = Outputs(*(tensor.numpy() for tensor in tensors))
+    points_P4 = detector.points(time)
+    return Case(
+        features_BCT,
+        mask_BT,
+        points_P4,
+        detector.level_lengths(time),
+        outputs,
+        _detect(outputs, points_P4, mask_BT, config),
+    )
+
+
+def check(session: Session, case: Case, config: Config) -> Row:
+    """Run one file on one case."""
+    outputs = session.run(case.features_BCT, case.mask_BT)
+    parity = compare(outputs, case.outputs, case.level_lengths)
+    agreement = 0.0
+    if np.isfinite(parity.max_abs):
+        found = _detect(outputs, case.points_P4, case.mask_BT, config)
+        agreement = min(agreeing(a, b) for a, b in zip(found, case.detections))
+    return Row(*case.mask_BT.shape, parity, agreement)
+
+
+def agreeing(found: Detections, expected: Detections) -> float:
+    """The part of two sets of detections that is equal: same class, segment and score, each paired with one other."""
+    total = max(len(found.scores_N), len(expected.scores_N))
+    matched = 0
+    for label in np.intersect1d(found.labels_N, expected.labels_N):
+        ours, theirs = (_of_class(detections, label) for detections in (found, expected))
+        near = (np.abs(ours[:, None] - theirs) <= (SECONDS, SECONDS, SCORE)).all(2)
+        # Both orders are by score, so pairing each with its first free partner is enough.
+        free = np.ones(len(theirs), dtype=bool)
+        for row in near:
+            partner = np.flatnonzero(row & free)
+            if partner.size:
+                free[partner[0]] = False
+                matched += 1
+    return matched / total if total else 1.0
+
+
+def _of_class(detections: Detections, label: int) -> np.ndarray:
+    chosen = np.asarray(detections.labels_N) == label
+    return np.column_stack([np.asarray(detections.segments_N2)[chosen], np.asarray(detections.scores_N)[chosen]])
+
+
+def _detect(outputs: Outputs, points_P4: torch.Tensor, mask_BT: np.ndarray, config: Config) -> list[Detections]:
+    dataset = config.dataset
+    timing = VideoTiming(FPS, None, dataset.feat_stride * dataset.downsample_rate, dataset.num_frames)
+    cls_logits, offsets, point_mask = (torch.from_numpy(value) for value in outputs)
+    videos = [timing] * len(mask_BT)
+    return detect(cls_logits.float(), offsets.float(), point_mask, points_P4, videos, config.post)

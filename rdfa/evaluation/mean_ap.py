@@ -1,0 +1,278 @@
+"""Mean average precision of temporal action detection, vectorised over videos, classes and predictions.
+
+Suffixes: M predictions, G ground-truth segments, R pairs of both, K thresholds of temporal IoU, C classes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rdfa.errors import RunError, UsageError
+from rdfa.inference.videos import find_video
+
+DUPLICATE_TOLERANCE = 1e-3  # seconds
+BLOCK = 1 << 14  # predictions whose overlaps are computed at once: bounds memory, stays in cache
+
+
+@dataclass(frozen=True)
+class MeanAP:
+    """Average precision per threshold of temporal IoU and class.
+
+    `ap_KC` float64 in [0, 1]; columns in the order of `labels_C` (class ids, ascending) and `class_names`.
+    `num_ground_truth` counts the segments evaluated against, `num_predictions` all predictions given, of which
+    `unknown_labels` (class id -> count) have a class without ground truth and take no part, and `unknown_videos`
+    (video id -> count) lie in videos without ground truth and are false positives of their class.
+    """
+
+    tiou_K: np.ndarray
+    ap_KC: np.ndarray
+    labels_C: np.ndarray
+    class_names: list[str]
+    num_ground_truth: int
+    num_predictions: int
+    unknown_labels: dict[int, int]
+    unknown_videos: dict[str, int]
+
+    @property
+    def mAP(self) -> np.ndarray:
+        """Mean over classes, one value per threshold."""
+        return self.ap_KC.mean(axis=1)
+
+    @property
+    def average(self) -> float:
+        """Mean over classes and thresholds."""
+        return float(self.mAP.mean())
+
+
+def mean_average_precision(
+    ground_truth: Iterable[Any],
+    predictions: Mapping[str, Any],
+    tiou: Iterable[float],
+    class_names: Mapping[int, str] | None = None,
+    keep_duplicates: bool = False,
+) -> MeanAP:
+    """Mean average precision as the ActivityNet benchmark defines it.
+
+    Per class, predictions of all videos are taken by falling score. Each one claims, of the ground truth of its video
+    and class that no higher score has claimed, the segment of largest temporal IoU, if that is at least the threshold
+    (equal IoU: the later segment), and is a true positive; all others are false positives. AP is the area under the
+    precision-recall curve after precision is made non-increasing (no sampling of recall). float64 throughout.
+
+    Of equal scores the later prediction comes first, in the order of the mapping and then within the video: what the
+    common evaluators' reversed sort means, made stable, so that the result does not depend on the machine.
+
+    Args:
+        ground_truth: objects with `id`, `segments_N2` (seconds), `labels_N` (class ids), such as `rdfa.data`'s `Video`.
+        predictions: video id -> object with `segments_N2` (seconds), `scores_N`, `labels_N`, such as `Detections`.
+            Ids match with or without the prefix ``v_``.
+        tiou: thresholds in (0, 1].
+        class_names: class id -> name, for the report only.
+        keep_duplicates: False drops ground truth that repeats an earlier segment of its video and class within 1e-3 s,
+            or has no length, as the evaluation of ActionFormer and its successors does; True keeps all of it, as the
+            official ActivityNet evaluation does.
+
+    Raises:
+        UsageError: a threshold outside (0, 1], or none.
+        RunError: no ground truth, or a NaN among the scores or segments.
+    """
+    tiou_K = _check_thresholds(tiou)
+    videos = list(ground_truth)
+    index = {video.id: i for i, video in enumerate(videos)}
+    gt = _ground_truth_columns(videos, keep_duplicates)
+    if not len(gt.labels):
+        raise RunError("no ground truth to evaluate against: the annotations of this subset hold no segment")
+    labels_C, gt_class_G = np.unique(gt.labels, return_inverse=True)
+    num_gt_C = np.bincount(gt_class_G, minlength=len(labels_C))
+
+    pred, unknown_videos = _prediction_columns(predictions, index)
+    class_M = np.searchsorted(labels_C, pred.labels).clip(max=len(labels_C) - 1)
+    known_M = labels_C[class_M] == pred.labels
+    unknown_ids, unknown_counts = np.unique(pred.labels[~known_M], return_counts=True)
+    # By class, then by falling score, then later first. lexsort is stable, and linear in keys of 16 bits.
+    rows = np.flatnonzero(known_M)[::-1]
+    narrow = np.uint16 if len(labels_C) < 1 << 16 else np.int64
+    rows = rows[np.lexsort((-pred.scores[rows], class_M[rows].astype(narrow)))]
+    pred, class_M = pred.take(rows), class_M[rows]
+
+    # A pair is a prediction and a ground-truth segment of the same video and class.
+    gt_order = np.lexsort((gt.video, gt_class_G))
+    gt, gt_class_G = gt.take(gt_order), gt_class_G[gt_order]
+    pairs = _overlapping_pairs(
+        pred.segments,
+        class_M * (len(videos) + 1) + pred.video,
+        gt.segments,
+        gt_class_G * (len(videos) + 1) + gt.video,
+        tiou_K.min(),
+    )
+    first_of_class_C = np.searchsorted(class_M, np.arange(len(labels_C)))
+    ap_KC = np.zeros((len(tiou_K), len(labels_C)))
+    for k, threshold in enumerate(tiou_K):
+        matched = _match(*pairs, threshold, len(gt.labels))
+        ap_KC[k] = _average_precision(matched - first_of_class_C[class_M[matched]], class_M[matched], num_gt_C)
+
+    names = class_names or {}
+    return MeanAP(
+        tiou_K=tiou_K,
+        ap_KC=ap_KC,
+        labels_C=labels_C,
+        class_names=[names.get(int(label), str(label)) for label in labels_C],
+        num_ground_truth=len(gt.labels),
+        num_predictions=len(known_M),
+        unknown_labels=dict(zip(unknown_ids.tolist(), unknown_counts.tolist())),
+        unknown_videos=unknown_videos,
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Segments of all videos in columns; `video` is the index of the video, `scores` is None for ground truth."""
+
+    video: np.ndarray
+    segments: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "_Columns":
+        scores = None if self.scores is None else self.scores[rows]
+        return _Columns(self.video[rows], self.segments[rows], self.labels[rows], scores)
+
+
+def _check_thresholds(tiou: Iterable[float]) -> np.ndarray:
+    tiou_K = np.atleast_1d(np.asarray(tiou if isinstance(tiou, (int, float)) else list(tiou), dtype=np.float64))
+    if not tiou_K.size or not ((tiou_K > 0) & (tiou_K <= 1)).all():
+        raise UsageError(f"tIoU thresholds {tiou_K.tolist()}: give at least one, each above 0 and at most 1")
+    return tiou_K
+
+
+def _concatenate(parts: list, dtype, shape=(0,)) -> np.ndarray:
+    return np.concatenate([np.asarray(p, dtype).reshape(-1, *shape[1:]) for p in parts] or [np.empty(shape, dtype)])
+
+
+def _ground_truth_columns(videos: list, keep_duplicates: bool) -> _Columns:
+    gt = _Columns(
+        np.repeat(np.arange(len(videos)), [len(video.labels_N) for video in videos]),
+        _concatenate([video.segments_N2 for video in videos], np.float64, (0, 2)),
+        _concatenate([video.labels_N for video in videos], np.int64),
+    )
+    if keep_duplicates:
+        return gt
+    gt = gt.take(gt.segments[:, 1] > gt.segments[:, 0])
+    return gt.take(_first_occurrences(gt))
+
+
+def _first_occurrences(gt: _Columns) -> np.ndarray:
+    """Mask of the segments that repeat no earlier kept segment of their video and class within the tolerance."""
+    keep = np.ones(len(gt.labels), bool)
+    order = np.lexsort((gt.segments[:, 0], gt.labels, gt.video))
+    new_group = np.ones(len(order), bool)
+    new_group[1:] = (np.diff(gt.video[order]) != 0) | (np.diff(gt.labels[order]) != 0)
+    # Only a group in which neighbouring starts are close can hold a repetition; few do.
+    close = ~new_group[1:] & (np.diff(gt.segments[order, 0]) <= DUPLICATE_TOLERANCE)
+    group = np.cumsum(new_group)
+    for suspect in np.unique(group[1:][close]):
+        rows = np.sort(order[group == suspect])
+        for i, row in enumerate(rows):
+            earlier = rows[:i][keep[rows[:i]]]
+            difference = np.abs(gt.segments[earlier] - gt.segments[row])
+            keep[row] = not (difference <= DUPLICATE_TOLERANCE).all(axis=1).any()
+    return keep
+
+
+def _prediction_columns(predictions: Mapping[str, Any], index: Mapping[str, int]) -> tuple[_Columns, dict[str, int]]:
+    """All predictions in order, and the count of those in unknown videos, whose index is the number of videos."""
+    ids, items = list(predictions), list(predictions.values())
+    rows = [index.get(find_video(i, index), len(index)) for i in ids]
+    columns = _Columns(
+        np.repeat(np.array(rows, np.int64), [len(item.labels_N) for item in items]),
+        _concatenate([item.segments_N2 for item in items], np.float64, (0, 2)),
+        _concatenate([item.labels_N for item in items], np.int64),
+        _concatenate([item.scores_N for item in items], np.float64),
+    )
+    for name, bad in (("score", np.isnan(columns.scores)), ("segment", np.isnan(columns.segments).any(axis=1))):
+        if bad.any():
+            video_id = np.repeat(ids, [len(item.labels_N) for item in items])[bad.argmax()]
+            raise RunError(f"video {video_id}: a {name} is NaN; such predictions cannot be ranked or matched")
+    unknown = {i: len(item.labels_N) for i, item, row in zip(ids, items, rows) if row == len(index)}
+    return columns, {i: n for i, n in unknown.items() if n}
+
+
+def _overlapping_pairs(pred_segments, pred_key_M, gt_segments, gt_key_G, least_iou) -> tuple[np.ndarray, ...]:
+    """Pairs of equal key whose IoU is at least `least_iou`, by prediction, then falling IoU, then later ground truth.
+
+    `gt_key_G` is sorted. Returns (pred_R, gt_R, iou_R).
+    """
+    end_M = np.searchsorted(gt_key_G, pred_key_M, side="right")
+    count_M = end_M - np.searchsorted(gt_key_G, pred_key_M)
+    candidates = np.flatnonzero(count_M)
+    blocks = []
+    for start in range(0, max(len(candidates), 1), BLOCK):
+        block = candidates[start : start + BLOCK]
+        count = count_M[block]
+        pred_R = np.repeat(block, count)
+        gt_R = np.repeat(end_M[block] + np.cumsum(count) - count, count) - np.arange(1, len(pred_R) + 1)
+        iou_R = _temporal_iou(pred_segments[pred_R], gt_segments[gt_R])
+        enough = iou_R >= least_iou
+        blocks.append((pred_R[enough], gt_R[enough], iou_R[enough]))
+    pred_R, gt_R, iou_R = map(np.concatenate, zip(*blocks))
+    # Ground truth falls within each prediction already; only predictions with a choice need sorting by IoU.
+    same = pred_R[1:] == pred_R[:-1]
+    choice = np.flatnonzero(np.append(same, False) | np.append(False, same)[: len(pred_R)])
+    order = choice[np.lexsort((-iou_R[choice], pred_R[choice]))]
+    gt_R[choice], iou_R[choice] = gt_R[order], iou_R[order]
+    return pred_R, gt_R, iou_R
+
+
+def _temporal_iou(a_R2: np.ndarray, b_R2: np.ndarray) -> np.ndarray:
+    """Intersection over union of paired segments; 1 for two equal instants, whose union has no length."""
+    intersection = (np.minimum(a_R2[:, 1], b_R2[:, 1]) - np.maximum(a_R2[:, 0], b_R2[:, 0])).clip(min=0)
+    union = (a_R2[:, 1] - a_R2[:, 0]) + (b_R2[:, 1] - b_R2[:, 0]) - intersection
+    instants = (union == 0) & (a_R2 == b_R2).all(axis=1)
+    return np.divide(intersection, union, out=instants.astype(np.float64), where=union > 0)
+
+
+def _match(pred_R, gt_R, iou_R, threshold: float, num_gt: int) -> np.ndarray:
+    """Indices of the true positives, ascending, for one threshold.
+
+    Claiming segments one prediction at a time is the stable matching in which every segment prefers the prediction that
+    comes first. It is unique, so deferred acceptance finds it for all classes and videos at once: each unmatched
+    prediction proposes to its next best segment, a segment keeps its first-ranked proposer, until nobody can propose.
+    """
+    enough = iou_R >= threshold
+    pred_R, gt_R = pred_R[enough], gt_R[enough]
+    num_pairs = len(pred_R)
+    nobody = num_pairs  # of the pairs, which are sorted by prediction, so that an earlier pair is a better proposer
+    holder_G = np.full(num_gt, nobody)
+    last_R = np.ones(num_pairs, bool)
+    last_R[:-1] = pred_R[1:] != pred_R[:-1]
+    proposing = np.flatnonzero(np.concatenate([[True], last_R[:-1]])[:num_pairs])
+    while len(proposing):
+        target = gt_R[proposing]
+        previous = holder_G[target]
+        np.minimum.at(holder_G, target, proposing)
+        accepted = holder_G[target] == proposing
+        displaced = previous[accepted]
+        rejected = np.concatenate([proposing[~accepted], displaced[displaced != nobody]])
+        proposing = rejected[~last_R[rejected]] + 1
+    return np.sort(pred_R[holder_G[holder_G != nobody]])
+
+
+def _average_precision(rank, class_of, num_gt_C: np.ndarray) -> np.ndarray:
+    """AP of every class from its true positives: their `rank` among the predictions of the class, and their class.
+
+    Precision only rises at true positives, so AP = 1/G sum over true positives of the best precision from there on.
+    """
+    ap_C = np.zeros(len(num_gt_C))
+    for c, ranks in _runs(rank, class_of, len(num_gt_C)):
+        precision = np.arange(1, len(ranks) + 1) / (ranks + 1)
+        ap_C[c] = np.maximum.accumulate(precision[::-1]).sum() / num_gt_C[c]
+    return ap_C
+
+
+def _runs(values: np.ndarray, class_of: np.ndarray, num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(class, its values) for every class that has any; `class_of` ascends."""
+    ends = np.searchsorted(class_of, np.arange(num_classes + 1))
+    for c in range(num_classes):
+        if ends[c] < ends[c + 1]:
+            yield c, values[ends[c] : ends[c + 1]]

@@ -1,0 +1,107 @@
+"""From padded features to final detections, whatever runs the detector.
+
+Shapes: B videos, C channels or classes, T clips of the feature grid, P points of all pyramid levels, N detections.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rdfa.data.dataset import Batch, FeatureDataset, pad_batch
+from rdfa.data.settings import DatasetSettings
+from rdfa.data.transforms import padded_length
+from rdfa.errors import RunError
+from rdfa.inference.decode import Detections, VideoTiming, detect
+from rdfa.inference.fusion import ClassScores, fuse
+from rdfa.inference.settings import PostProcessingSettings
+from rdfa.modeling.detector import Detector, build_detector
+from rdfa.modeling.settings import ModelSettings
+from rdfa.runtime.session import Session
+
+
+class Runner(NamedTuple):
+    """A detector of any kind.
+
+    forward: (features_BCT float32, mask_BT bool) on the CPU -> cls_logits_BPC, offsets_BP2, point_mask_BP.
+    points: T -> points_P4, on the device of the outputs.
+    """
+
+    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    points: Callable[[int], Tensor]
+
+
+def run_module(detector: Detector) -> Runner:
+    """A detector in eval mode, on the device where it is."""
+    device = next(detector.parameters()).device
+    return Runner(lambda features, mask: detector(features.to(device), mask.to(device)), detector.points)
+
+
+def run_session(session: Session, settings: ModelSettings) -> Runner:
+    """A loaded artifact, and the model settings it was exported with."""
+
+    def forward(features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, session.run(features_BCT.numpy(), mask_BT.numpy())))
+
+    generator = build_detector(settings).generator
+    return Runner(forward, lambda num_clips: generator.points(num_clips, device="cpu"))
+
+
+def detect_videos(
+    runner: Runner,
+    batches: Iterable[Batch],
+    dataset: DatasetSettings,
+    post: PostProcessingSettings,
+    class_scores: ClassScores | None = None,
+) -> Iterator[tuple[str, Detections]]:
+    """(video id, detections in seconds) of every video, batch by batch, as soon as a batch is done.
+
+    Segments are clipped to the video, whose duration is that of the annotations or else what its clips cover. With
+    `class_scores` the detections are fused with them (see `rdfa.inference.fusion.fuse`).
+
+    Raises:
+        RunError: a video that is too long, or outputs that are not finite; names the video.
+    """
+    for batch in batches:
+        clips = batch.mask.sum(dim=1).tolist()
+        timings = [_timing(video, n, dataset) for video, n in zip(batch.videos, clips)]
+        try:
+            points_P4 = runner.points(batch.features.shape[-1])
+            with torch.inference_mode():
+                outputs = runner.forward(batch.features, batch.mask)
+            found = detect(*outputs, points_P4, timings, post)
+        except RunError as error:
+            raise RunError(f"video {', '.join(batch.video_ids)}: {error}") from error
+        for video_id, detections in zip(batch.video_ids, found):
+            yield video_id, detections if class_scores is None else fuse(detections, class_scores[video_id])
+
+
+def batches_of_equal_length(
+    dataset: FeatureDataset, batch_size: int, padding_value: float, multiple: int
+) -> Iterator[Batch]:
+    """Batches of up to `batch_size` videos that are padded to the same length.
+
+    Padding changes detections, so only videos whose own padding gives one length can share a batch: to
+    `Dataset.max_seq_len` for those up to it, to the next multiple of `multiple` for longer ones. The order of the
+    data set is kept within each length.
+    """
+    waiting: dict[int, list] = {}
+    max_seq_len = dataset.settings.max_seq_len
+    for index in range(len(dataset)):
+        item = dataset[index]
+        length = padded_length(item["features_CT"].shape[1], max_seq_len, multiple, training=False)
+        group = waiting.setdefault(length, [])
+        group.append(item)
+        if len(group) == batch_size:
+            yield pad_batch(waiting.pop(length), max_seq_len, padding_value, multiple, training=False)
+    for group in waiting.values():
+        yield pad_batch(group, max_seq_len, padding_value, multiple, training=False)
+
+
+def _timing(video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:
+    stride = dataset.feat_stride * dataset.downsample_rate
+    duration = video.duration
+    if duration is None:
+        duration = ((num_clips - 1) * stride + dataset.num_frames) / video.fps
+    return VideoTiming(video.fps, duration, stride, dataset.num_frames)

@@ -1,0 +1,94 @@
+"""Detections and average mAP of a detector on the test subset: after an epoch of training, and for --mode test."""
+
+from pathlib import Path
+
+import torch
+
+from rdfa.config import Config
+from rdfa.data.annotations import AnnotationSet, load_annotations
+from rdfa.data.dataset import FeatureDataset, make_loader
+from rdfa.errors import UsageError
+from rdfa.evaluate import summary
+from rdfa.evaluation.mean_ap import MeanAP, mean_average_precision
+from rdfa.inference.decode import Detections
+from rdfa.inference.fusion import ClassScores
+from rdfa.inference.pipeline import detect_videos, run_module
+from rdfa.inference.results import write_json, write_results
+from rdfa.modeling.detector import Detector
+from rdfa.run_dir import RunDirectory, load_detector
+from rdfa.training.logging import ProgressReport, say
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that Training.device names; "auto": the GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("Training.device = 'cuda', but torch finds no GPU: use 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Evaluator:
+    """The test subset of a configuration, ready to be detected in.
+
+    Raises:
+        UsageError: features are missing, or no video of the subset has an action: before the training, not after it.
+    """
+
+    def __init__(self, config: Config, annotations: AnnotationSet):
+        self.config, self.annotations = config, annotations
+        dataset = FeatureDataset(
+            config.dataset, annotations, config.dataset.test_subset, False, config.model.embedding.input_c
+        )
+        self.videos = dataset.videos
+        if not any(len(video.labels_N) for video in self.videos):
+            raise UsageError(
+                f"subset {config.dataset.test_subset!r} of {config.dataset.annotation_file} has no action to evaluate "
+                f"against: choose another with Dataset.test_subset"
+            )
+        self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride)
+        self.class_scores = None
+        if config.post.ext_score_file:
+            self.class_scores = ClassScores(
+                config.post.ext_score_file, annotations.class_names, config.dataset.num_classes
+            )
+
+    def detections(self, detector: Detector) -> dict[str, Detections]:
+        """Video id -> detections of `detector`, which is in eval mode."""
+        runner, found = run_module(detector), {}
+        batches = detect_videos(runner, self.loader.epoch(1), self.config.dataset, self.config.post, self.class_scores)
+        with ProgressReport("test", len(self.videos), every=100) as progress:
+            for video_id, detections in batches:
+                found[video_id] = detections
+                progress.step(f"{len(detections.scores_N)} detections in {video_id}")
+        return found
+
+    def evaluate(self, detections: dict[str, Detections]) -> MeanAP:
+        """mAP at the thresholds of Training.tiou."""
+        return mean_average_precision(
+            self.videos, detections, self.config.engine.training.tiou, self.annotations.class_names
+        )
+
+
+def measure(config: Config, run_dir: Path, checkpoint: str = "auto") -> None:
+    """Measure the averaged weights of a checkpoint; writes test.json and detections.json beside it in `run_dir`.
+
+    Args:
+        config: data and post-processing; the detector is built as the run's own configuration says.
+        checkpoint: path of a step folder, or "auto" for the best one.
+    """
+    if checkpoint == "none":
+        raise UsageError("--mode test needs a checkpoint: --resume auto takes the best one, --resume PATH another")
+    folder = RunDirectory(run_dir).checkpoint(None if checkpoint == "auto" else checkpoint)
+    detector, _ = load_detector(run_dir, folder)
+    evaluator = Evaluator(config, load_annotations(config.dataset.annotation_file))
+    detections = evaluator.detections(detector.to(resolve_device(config.engine.training.device)))
+    result = evaluator.evaluate(detections)
+    numbers = {label: str(label) for label in range(config.dataset.num_classes)}  # for classes without a name
+    write_results(run_dir / "detections.json", detections, numbers | evaluator.annotations.class_names)
+    write_json(run_dir / "test.json", {"checkpoint": folder.name, **summary(result)}, indent=1)
+    say(f"{folder}: {describe(result)}. Written: {run_dir / 'test.json'}, {run_dir / 'detections.json'}")
+
+
+def describe(result: MeanAP) -> str:
+    """'average mAP 0.6512 (mAP@0.3 0.8123  mAP@0.5 ...)'"""
+    per_threshold = "  ".join(f"mAP@{tiou:g} {mAP:.4f}" for tiou, mAP in zip(result.tiou_K, result.mAP))
+    return f"average mAP {result.average:.4f} ({per_threshold})"

@@ -1,0 +1,209 @@
+"""The training loop: epochs, averages, evaluations, checkpoints, and exact continuation after any interruption.
+
+Shapes: B videos, C channels or classes, T frames of the feature grid, P points of all pyramid levels.
+"""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from rdfa.config import Config
+from rdfa.data.annotations import load_annotations
+from rdfa.data.dataset import Batch, FeatureDataset, make_loader
+from rdfa.errors import RunError
+from rdfa.modeling.detector import build_detector
+from rdfa.run_dir import (
+    load_training_state,
+    load_weights,
+    point,
+    prune_checkpoints,
+    write_checkpoint,
+    write_config,
+)
+from rdfa.training.checkpoint import (
+    capture_rng,
+    check_same_settings,
+    checkpoint_to_resume,
+    previous_checkpoint,
+    restore_rng,
+    seed_everything,
+)
+from rdfa.training.ema import ModelEMA
+from rdfa.training.evaluate import Evaluator, describe, resolve_device
+from rdfa.training.logging import MetricsLog, ProgressReport, say
+from rdfa.training.losses import criterion
+from rdfa.training.optim import build_optimizer, clip_gradients
+from rdfa.training.schedules import build_schedule, set_lr
+from rdfa.training.targets import assign_targets
+
+
+def train(config: Config, run_dir: Path, resume: str = "auto") -> None:
+    """Train until Training.max_epochs are done, in `run_dir`; see `checkpoint_to_resume` for `resume`.
+
+    Raises:
+        UsageError: settings or flags that do not fit the data, the checkpoint or each other.
+        RunError: bad data, a damaged checkpoint, or a loss that is not finite.
+    """
+    checkpoint = checkpoint_to_resume(run_dir, resume)
+    if checkpoint is not None:
+        check_same_settings(checkpoint, config)
+    trainer = Trainer(config, run_dir)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    trainer.run()
+
+
+class Trainer:
+    """One training: model, optimiser, data and position.
+
+    The position is (`epoch`, counted from 1; `batch`, those of the epoch that are done; `step`, all iterations done).
+    Whatever the next iteration depends on is either a function of settings and position (learning rate, order and
+    cropping of the data) or in the checkpoint (weights, moments, averages, random generators).
+    """
+
+    def __init__(self, config: Config, run_dir: Path):
+        self.config, self.run_dir = config, run_dir
+        self.device = resolve_device(config.engine.training.device)
+        seed_everything(config.loader.seed)
+        self.annotations = load_annotations(config.dataset.annotation_file)
+        subset, channels = config.dataset.train_subset, config.model.embedding.input_c
+        dataset = FeatureDataset(config.dataset, self.annotations, subset, training=True, feature_dim=channels)
+        self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride)
+        self.evaluator = Evaluator(config, self.annotations)
+        self.model = build_detector(config.model).to(self.device)
+        self.ema = ModelEMA(self.model, config.engine.training.ema_decay)
+        self.optimizer = build_optimizer(self.model, config.engine)
+        self.schedule = build_schedule(config.engine, len(self.loader))
+        self.epoch, self.batch, self.step = 1, 0, 0
+        self.sums: dict[str, float] = {}  # of this epoch's iterations, for its averages
+        self.best_mAP: float | None = None
+        self.metrics_position = 0
+
+    def run(self) -> None:
+        """Train from the current position to the last epoch."""
+        training = self.config.engine.training
+        write_config(self.run_dir, self.config, self.annotations.class_names)
+        with contextlib.closing(MetricsLog(self.run_dir, self.config, self.metrics_position, self.step)) as self.log:
+            while self.epoch <= training.max_epochs:
+                self._train_epoch()
+                mAP = self._evaluate() if self.evaluation_is_due() else None
+                self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
+                self._save(mAP)
+        best = "" if self.best_mAP is None else f", best average mAP {self.best_mAP:.4f}"
+        say(f"training is complete: {self.step} iterations{best}. Checkpoints: {self.run_dir / 'checkpoints'}")
+
+    def _train_epoch(self) -> None:
+        training, started = self.config.engine.training, time.monotonic()
+        title = f"epoch {self.epoch}/{training.max_epochs}"
+        self.model.train()
+        with ProgressReport(title, len(self.loader), training.print_freq, done=self.batch) as progress:
+            for batch in self.loader.epoch(self.epoch, start=self.batch):
+                values = self._iteration(batch)
+                progress.step(f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  |grad| {values['grad_norm']:.3g}")
+                if (
+                    training.checkpoint_every
+                    and self.step % training.checkpoint_every == 0
+                    and self.batch < len(self.loader)
+                ):
+                    self._save(mAP=None)
+        averages = {name: total / self.batch for name, total in self.sums.items()}
+        averages["lr"] = values["lr"]
+        self.log.write("train", self.epoch, self.step, {**averages, "seconds": round(time.monotonic() - started, 3)})
+        say(f"{title}  average " + "  ".join(f"{name} {value:.4g}" for name, value in averages.items()))
+
+    def _iteration(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimiser and the average; the losses, norm of the gradient and rate it went with."""
+        engine = self.config.engine
+        lr = self.schedule(self.step)
+        set_lr(self.optimizer, lr)
+        features_BCT, mask_BT = batch.features.to(self.device), batch.mask.to(self.device)
+        cls_logits_BPC, offsets_BP2, point_mask_BP = self.model(features_BCT, mask_BT)
+        cls_targets_BPC, offset_targets_BP2 = assign_targets(
+            self.model.points(features_BCT.shape[-1]),
+            batch.segments,
+            batch.labels,
+            self.config.dataset.num_classes,
+            engine.criterion.center_sample,
+            engine.criterion.center_sample_radius,
+        )
+        losses = criterion(
+            cls_logits_BPC, offsets_BP2, point_mask_BP, cls_targets_BPC, offset_targets_BP2, engine.criterion
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        losses["grad_norm"] = clip_gradients(self.model, engine.training.clip_grad_l2norm)
+        values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))  # one wait for the device
+        self._require_finite(values, batch)
+        self.optimizer.step()
+        self.ema.update(self.model)
+        self.step += 1
+        self.batch += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return {**values, "lr": lr}
+
+    def _require_finite(self, values: dict[str, float], batch: Batch) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {value} in iteration {self.step + 1} (epoch {self.epoch}) on videos "
+                    f"{', '.join(batch.video_ids)}: check their features, or lower the learning rate "
+                    f"({self.schedule(self.step):g}); the last checkpoint is untouched"
+                )
+
+    def evaluation_is_due(self) -> bool:
+        """Whether the current epoch is followed by an evaluation."""
+        training = self.config.engine.training
+        since_start = self.epoch - training.eval_start_epoch
+        return self.epoch == training.max_epochs or (since_start >= 0 and since_start % training.eval_every == 0)
+
+    def _evaluate(self) -> float:
+        """Average mAP of the averaged weights."""
+        result = self.evaluator.evaluate(self.evaluator.detections(self.ema.module))
+        per_threshold = {f"mAP@{tiou:g}": float(mAP) for tiou, mAP in zip(result.tiou_K, result.mAP)}
+        self.log.write("eval", self.epoch, self.step, {"mAP": result.average, **per_threshold})
+        say(f"epoch {self.epoch}  {describe(result)}")
+        return result.average
+
+    def _save(self, mAP: float | None) -> None:
+        """Write a checkpoint of the current position and point 'latest', and for a new best mAP 'best', to it."""
+        is_best = mAP is not None and (self.best_mAP is None or mAP > self.best_mAP)
+        if is_best:
+            self.best_mAP = mAP
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "rng": capture_rng(),
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "sums": self.sums,
+            "best_mAP": self.best_mAP,
+            "metrics_position": self.log.flush(),
+        }
+        meta = {"epoch": self.epoch - 1, "batch": self.batch, "mAP": mAP}
+        write_checkpoint(self.run_dir, self.step, self.model.state_dict(), self.ema.module.state_dict(), meta, state)
+        # 'latest' last: if a kill comes between the two, the step is done again and 'best' is set again.
+        if is_best:
+            point(self.run_dir, "best", self.step)
+        point(self.run_dir, "latest", self.step)
+        prune_checkpoints(self.run_dir, self.config.engine.training.keep_checkpoints)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over the state of a step folder, of this run directory or of another."""
+        try:
+            state = load_training_state(checkpoint)
+            self.model.load_state_dict(load_weights(checkpoint, "model"))
+            self.ema.module.load_state_dict(load_weights(checkpoint, "ema"))
+        except RunError as error:
+            raise RunError(f"{error}{previous_checkpoint(checkpoint.parent.parent, checkpoint.name)}") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.sums, self.best_mAP = state["sums"], state["best_mAP"]
+        restore_rng(state["rng"])
+        if checkpoint.resolve().parent == (self.run_dir / "checkpoints").resolve():
+            self.metrics_position = state["metrics_position"]
+            point(self.run_dir, "latest", self.step)  # an older one than the latest becomes the latest
+        say(f"continuing {checkpoint} at epoch {self.epoch}, iteration {self.step}")

@@ -1,0 +1,129 @@
+"""Timing on a clock of our own: deterministic, and without waiting."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdfa.bench import timing
+from tests.bench.fakes import FakeClock, noisy_call
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(0, 10.0), (1, 10.0), (50, 50.0), (90, 90.0), (91, 100.0), (99, 100.0), (100, 100.0)]
+)
+def test_percentile_is_the_nearest_rank(percent, expected):
+    samples = [float(v) for v in range(10, 101, 10)]
+    random.Random(0).shuffle(samples)
+    assert timing.percentile(samples, percent) == expected
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.integers(1, 100))
+def test_percentile_is_the_smallest_sample_that_covers_enough(samples, percent):
+    value = timing.percentile(samples, percent)
+
+    def covered(limit):
+        return 100 * sum(s <= limit for s in samples) >= percent * len(samples)
+
+    assert value in samples
+    assert covered(value)
+    assert not any(covered(s) for s in samples if s < value)
+
+
+def test_latency_figures_come_from_the_raw_samples():
+    samples = timing.Samples([[0.001, 0.003], [0.002, 0.010]])
+    assert timing.latency_ms(samples) == {"min": 1.0, "mean": 4.0, "p50": 2.0, "p90": 10.0, "p99": 10.0}
+
+
+def test_variants_take_turns_in_alternating_order_and_inputs_rotate():
+    clock, log = FakeClock(), []
+
+    def call(name):
+        def run(i):
+            log.append((name, i))
+            clock.sleep(0.1)
+
+        return run
+
+    samples = timing.measure({"a": call("a"), "b": call("b")}, seconds=8.0, clock=clock)
+    timed = log[samples["a"].warmup_calls + samples["b"].warmup_calls :]
+    assert timed[:16] == [(n, i) for n in "abba" for i in range(4)]  # a b | b a
+    assert [len(s.blocks) for s in samples.values()] == [timing.ROUNDS] * 2
+    assert all(s == pytest.approx(0.1) for s in samples["a"].all)
+
+
+def test_budget_is_kept():
+    clock = FakeClock()
+    samples = timing.measure({"fast": lambda i: clock.sleep(0.001), "slow": lambda i: clock.sleep(0.3)}, 2.0, clock)
+    assert sum(samples["fast"].all) == pytest.approx(2.0)
+    assert len(samples["slow"].all) == 6  # a seventh would not fit
+
+
+def test_a_call_longer_than_the_budget_is_made_twice():
+    clock, calls = FakeClock(), []
+
+    def call(i):
+        calls.append(i)
+        clock.sleep(30.0)
+
+    samples = timing.measure({"slow": call}, 1.0, clock)
+    assert (len(calls), samples["slow"].warmup_calls, samples["slow"].all) == (2, 1, [30.0])
+
+
+def test_warm_up_goes_on_while_calls_get_faster():
+    clock, durations = FakeClock(), iter([0.1, 0.08, 0.06, 0.05, 0.04, 0.03] + [0.02] * 10_000)
+    samples = timing.measure({"a": lambda i: clock.sleep(next(durations))}, 5.0, clock)
+    assert max(samples["a"].all) == pytest.approx(0.02)
+
+
+def test_short_blocks_start_with_an_untimed_call():
+    """The first call after another variant's turn is slower (its threads still spin): it must not count."""
+    clock, last = FakeClock(), []
+
+    def call(name):
+        def run(i):
+            clock.sleep(0.02 if last[-1:] == [name] else 0.2)
+            last.append(name)
+
+        return run
+
+    samples = timing.measure({"a": call("a"), "b": call("b")}, 4.0, clock)
+    assert max(samples["a"].all + samples["b"].all) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_identical_variants_are_called_equal(seed):
+    clock = FakeClock()
+    calls = {name: noisy_call(clock, 0.01, 0.1, f"{seed}{name}") for name in ("a", "twin", "b")}
+    samples = timing.measure(calls, 1.0, clock)
+    spread = timing.compare(samples["a"], samples["twin"]).spread
+    assert spread < 0.1
+    assert timing.compare(samples["a"], samples["b"]).equal(spread)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_five_percent_are_found_through_noise_that_hits_all(seed):
+    """The machine slows down and recovers during the run; the ratio of neighbours does not see it."""
+    clock, rng = FakeClock(), random.Random(seed)
+
+    def call(seconds):
+        return lambda i: clock.sleep(seconds * (1.3 if clock() % 7 < 3 else 1.0) * (1 + 0.02 * rng.uniform(-1, 1)))
+
+    samples = timing.measure({"a": call(0.01), "b": call(0.0105), "twin": call(0.01)}, 5.0, clock)
+    comparison = timing.compare(samples["a"], samples["b"])
+    assert comparison.ratio == pytest.approx(1.05, abs=0.01)
+    assert not comparison.equal(timing.compare(samples["a"], samples["twin"]).spread)
+
+
+def test_interval_of_ten_rounds_leaves_out_the_extremes():
+    base = timing.Samples([[1.0]] * 10)
+    other = timing.Samples([[1.0 + 0.01 * i] for i in range(10)])
+    comparison = timing.compare(base, other)
+    assert (comparison.low, comparison.high) == (1.01, 1.08)
+
+
+def test_few_rounds_give_the_extremes():
+    comparison = timing.compare(timing.Samples([[1.0], [1.0]]), timing.Samples([[0.9], [1.2]]))
+    assert (comparison.low, comparison.high, comparison.ratio) == (0.9, 1.2, pytest.approx(1.05))
+    assert comparison.equal(0.0)

@@ -1,0 +1,132 @@
+"""Run directories and artifacts for the tests of export and runtime.
+
+Weights follow the golden rule (`rebuild.parameter`), of sizes at which every part of the detector shows in the outputs;
+a fresh initialisation would hide most of it behind layer scales of 1e-4.
+"""
+
+import functools
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rdfa import deploy, run_dir
+from rdfa.config import Config
+from rdfa.data.settings import DatasetSettings
+from rdfa.modeling.detector import Detector, build_detector
+from rdfa.modeling.settings import (
+    BranchModuleSettings,
+    DetectorSettings,
+    EmbeddingModuleSettings,
+    FPN1DSettings,
+    FPNIdentitySettings,
+    ModelSettings,
+    PointGeneratorSettings,
+    PtTransformerClsHeadSettings,
+    PtTransformerRegHeadSettings,
+    StemModuleSettings,
+)
+from tests.golden import rebuild
+
+CLASSES = {0: "jump", 2: "throw"}
+
+
+def tiny_config(neck: str = "FPNIdentity") -> Config:
+    """Two levels, one pass of the stem: every kind of part, as few nodes as possible."""
+    ranges = ((0.0, 4.0), (4.0, 10000.0))
+    # Long enough for the sizes that export checks, though trained on 64 steps.
+    generator = PointGeneratorSettings(max_seq_len=64, max_buffer_len_factor=72.0, regression_range=ranges)
+    model = _settings(6, 8, 3, neck, stem={"recurrent": 1}, branch={"block_n": 1}, generator=generator)
+    return Config(model=model, dataset=DatasetSettings(num_classes=3, max_seq_len=64))
+
+
+def golden_config(case: str) -> Config:
+    """The configuration of a small golden case."""
+    meta = rebuild.case_meta(case)
+    model = _settings(meta["input_c"], meta["emb_c"], meta["num_classes"], meta["neck"])
+    return Config(model=model, dataset=DatasetSettings(num_classes=meta["num_classes"]))
+
+
+def tiny_detector(config: Config) -> Detector:
+    detector = build_detector(config.model)
+    state = {
+        name: torch.from_numpy(rebuild.parameter(name, value.shape, 7)) for name, value in detector.state_dict().items()
+    }
+    detector.load_state_dict(state)
+    return detector.eval()
+
+
+def golden_detector(case: str) -> Detector:
+    detector = build_detector(golden_config(case).model)
+    detector.load_state_dict({name: torch.from_numpy(value) for name, value in rebuild.case_state_dict(case).items()})
+    return detector.eval()
+
+
+def write_run(path: Path, detector: Detector, config: Config) -> Path:
+    """A run directory with one checkpoint, whose averaged weights are those of `detector`."""
+    run_dir.write_config(path, config, CLASSES)
+    untrained = build_detector(config.model).state_dict()
+    run_dir.write_checkpoint(path, 3, untrained, detector.state_dict(), {"epoch": 1})
+    run_dir.point(path, "latest", 3)
+    return path
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="rdfa_artifacts_")
+
+
+@functools.cache
+def tiny_run() -> Path:
+    """A run directory of the tiny detector, shared by all tests of a session: do not write into it."""
+    config = tiny_config()
+    return write_run(Path(_folder().name) / "run", tiny_detector(config), config)
+
+
+@functools.cache
+def tiny_artifact() -> Path:
+    """The artifact of `tiny_run` in both formats, shared likewise."""
+    output = Path(_folder().name) / "artifact"
+    deploy.export(tiny_run(), output)
+    return output
+
+
+def _settings(input_c, width, classes, neck, stem=None, branch=None, **groups) -> ModelSettings:
+    return ModelSettings(
+        detector=DetectorSettings(neck=neck),
+        embedding=EmbeddingModuleSettings(input_c=input_c, emb_c=width),
+        stem=StemModuleSettings(emb_c=width, **(stem or {})),
+        branch=BranchModuleSettings(emb_c=width, **(branch or {})),
+        fpn_identity=FPNIdentitySettings(in_channels=width, out_channel=width),
+        fpn_1d=FPN1DSettings(in_channels=width, out_channel=width),
+        cls_head=PtTransformerClsHeadSettings(input_dim=width, feat_dim=width, num_classes=classes),
+        reg_head=PtTransformerRegHeadSettings(input_dim=width, feat_dim=width),
+        **groups,
+    )
+
+
+@functools.cache
+def cpp_program() -> Path:
+    """The C++ program of this folder, compiled against the installed torch."""
+    root, program = Path(torch.__file__).parent, Path(_folder().name) / "run_torchscript"
+    source = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
+    include = [f"-isystem{root / 'include' / path}" for path in ("", "torch/csrc/api/include")]
+    link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{root / 'lib'}"]
+    subprocess.run(["g++", "-std=c++20", "-O0", "-Wall", *include, str(source), *link, "-o", str(program)], check=True)
+    return program
+
+
+def run_in_cpp(artifact: Path, features, mask, fps: float, duration: float, folder: Path) -> dict:
+    """Outputs, detections and class names as the C++ program gives them for the artifact's TorchScript file."""
+    np.save(folder / "features.npy", features)
+    np.save(folder / "mask.npy", mask)
+    results = folder / "results"
+    results.mkdir()
+    command = [cpp_program(), artifact / "librdfa_ops.so", artifact / "detector.ts.pt"]
+    command += [folder / "features.npy", folder / "mask.npy", fps, duration, results]
+    answer = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    outputs = {path.stem: np.load(path) for path in results.iterdir()}
+    return outputs | {"classes": answer.stdout.splitlines()}

@@ -1,0 +1,93 @@
+"""Finding and loading the native library: once, with a remedy when it is not there, and its instruction sets."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops import causal_conv1d, library
+
+ROOT = Path(library.__file__).parent.parent
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """As if nothing had been tried: the operators of this process stay registered, but do not count."""
+    monkeypatch.setattr(library, "_tried", False)
+    monkeypatch.setattr(library, "_problem", None)
+    monkeypatch.setattr(library, "_warned", False)
+    monkeypatch.setattr(library, "OPERATORS", ("no_such_operator",))
+
+
+def test_the_library_is_loaded_from_beside_its_module():
+    library.require()
+    assert library.available() and library.path() == Path(library.__file__).parent / "librdfa_ops.so"
+
+
+def test_missing_library_warns_once_and_names_the_remedy(unloaded, monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "path", lambda: tmp_path / "librdfa_ops.so")
+    with pytest.warns(UserWarning, match=r"librdfa_ops\.so is not built.*python -m ops\.build"):
+        assert not library.available()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not library.available()
+    with pytest.raises(RuntimeError, match=r"python -m ops\.build"):
+        library.require()
+
+
+def test_a_broken_library_is_reported_in_one_line(unloaded, monkeypatch, tmp_path):
+    (tmp_path / "librdfa_ops.so").write_bytes(b"not a library")
+    monkeypatch.setattr(library, "path", lambda: tmp_path / "librdfa_ops.so")
+    with pytest.raises(RuntimeError, match="does not load") as caught:
+        library.require()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_outdated_library_is_reported(unloaded):
+    with pytest.raises(RuntimeError, match=r"out of date \(it lacks no_such_operator\)"):
+        library.require()
+
+
+def test_a_copy_loaded_by_somebody_else_is_used(tmp_path):
+    """An artifact carries a copy; registering the same operators twice would abort."""
+    code = (
+        "import shutil, sys, torch, pathlib\n"
+        "copy = shutil.copy('ops/librdfa_ops.so', sys.argv[1])\n"
+        "torch.ops.load_library(copy)\n"
+        "from ops import library, causal_conv1d\n"
+        "library.require()\n"
+        "print(causal_conv1d(torch.ones(1, 1, 3), torch.ones(1, 2)).tolist())\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "copy.so")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[[[1.0, 2.0, 2.0]]]", result.stderr
+
+
+def test_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("RDFA_CPU_ISA", "sse9")
+    with pytest.raises(RuntimeError, match="RDFA_CPU_ISA=sse9 is unknown: use avx512, avx2 or portable"):
+        causal_conv1d(torch.ones(1, 1, 3), torch.ones(1, 2))
+
+
+def test_each_instruction_set_is_really_used(isa):
+    value = causal_conv1d(torch.linspace(-4, 4, 300).reshape(1, 1, 300), torch.ones(1, 2), activation="silu")
+    assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype, native", [(torch.float32, True), (torch.bfloat16, True), (torch.float16, False)])
+def test_which_tensors_run_natively(dtype, native):
+    x = torch.zeros(1, dtype=dtype)
+    assert library.runs_native(x, None) is native
+    assert not library.runs_native(x, x.double()) and not library.runs_native(x.to("meta"))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 0, 2)])
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 1, 5), (2, 3, 1), (1, 1, 1)])
+def test_results_are_laid_out_as_the_fake_ones(shape, order):
+    x = torch.zeros([shape[i] for i in order]).permute([order.index(i) for i in range(3)])
+    assert x.shape == shape
+    real = torch.ops.rdfa.causal_conv1d(x, torch.zeros(shape[1], 2), None, False, False)
+    assert real.stride() == library.empty_bdl(x).stride()
