@@ -20,6 +20,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+# Load per core before the measurement above which the table says that it was disturbed.
+BUSY = 0.5
+
+
 def write(output: Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
     """Write results.json, latency.png and report.html into `output`, each under its name only when complete."""
     output.mkdir(parents=True, exist_ok=True)
@@ -41,13 +45,16 @@ def print_table(environment: dict[str, Any], rows: Sequence[Row], console: Conso
         last_of_shape = i + 1 == len(measured) or _shape(measured[i + 1]) != _shape(row)
         table.add_row(*_cells(row), style="bold" if row.equal_to_fastest else None, end_section=last_of_shape)
     console.print(table)
-    for line in notes(rows):
+    for line in notes(environment, rows):
         console.print(line, highlight=False, markup=False)
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """What the table does not say by itself: how to read it, and why rows are missing."""
+def notes(environment: dict[str, Any], rows: Sequence[Row]) -> list[str]:
+    """What the table does not say by itself: how to read it, how far to trust it, and why rows are missing."""
     lines = []
+    load, cores = environment["load_average"], environment["cpu"]["available"]
+    if load is not None and load > BUSY * cores:
+        lines.append(f"Other programs were running (load {load:g} on {cores} cores): the figures are disturbed.")
     spreads = [row.aa_spread for row in rows if row.aa_spread is not None]
     if spreads:
         lines.append(
@@ -164,7 +171,7 @@ def page(environment: dict[str, Any], rows: Sequence[Row], picture: bytes) -> st
         for row in rows
         if row.valid
     )
-    remarks = "".join(f"<li>{html.escape(line)}</li>\n" for line in notes(rows))
+    remarks = "".join(f"<li>{html.escape(line)}</li>\n" for line in notes(environment, rows))
     facts = "".join(
         f"<dt>{html.escape(name)}</dt><dd>{html.escape(_plain_text(value))}</dd>\n"
         for name, value in environment.items()

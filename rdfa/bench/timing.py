@@ -19,6 +19,9 @@ ROUNDS = 20
 WARM_WINDOW = 3
 WARM_GAIN = 0.02
 WARM_SHARE = 0.25  # most of the time budget that a warm-up may take
+# Slow variants may take `OVERDRAFT` times the budget to get this many timed calls; the slowest get one.
+LEAST_CALLS = 3
+OVERDRAFT = 3
 # Thread pools of other variants keep spinning for some milliseconds after their turn: a block of calls shorter than
 # this starts with an untimed one.
 SETTLE_S = 0.05
@@ -48,15 +51,16 @@ def measure(
 
     Args:
         variants: name -> function that runs the computation on input number `i` (it takes `i` modulo its inputs).
-        seconds: budget per variant, warm-up not included. A variant with slower calls still gets one warm-up and one
-            timed call.
+        seconds: budget per variant, warm-up not included. A variant with slower calls still gets a warm-up and one to
+            `LEAST_CALLS` timed calls.
         clock: seconds, monotonic.
     """
     samples = {name: Samples() for name in variants}
     estimates = {name: _warm_up(call, seconds, clock, samples[name]) for name, call in variants.items()}
     spent = dict.fromkeys(variants, 0.0)
     for turn in range(ROUNDS):
-        running = [name for name in variants if turn == 0 or spent[name] + estimates[name] <= seconds]
+        budget = seconds * (OVERDRAFT if turn < LEAST_CALLS else 1)
+        running = [name for name in variants if turn == 0 or spent[name] + estimates[name] <= budget]
         for name in running if turn % 2 == 0 else reversed(running):
             calls = max(1, math.floor(seconds / ROUNDS / estimates[name]))
             block = _block(variants[name], calls, settle=estimates[name] < SETTLE_S, clock=clock)

@@ -51,9 +51,9 @@ class AnnotationSet:
         return [video for video in self.videos.values() if video.subset.lower() == name.lower()]
 
 
-def canonical_id(video_id: str) -> str:
-    """`video_id` without the prefix ``v_``, which data sets add or leave out: equal for both spellings."""
-    return video_id.removeprefix("v_")
+def spellings(video_id: str) -> tuple[str, str, str]:
+    """The names that mean `video_id`, itself first: data sets add or leave out the prefix ``v_`` at will."""
+    return video_id, f"v_{video_id}", video_id.removeprefix("v_")
 
 
 def load_annotations(path: str | os.PathLike) -> AnnotationSet:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rdfa.data.annotations import canonical_id
+from rdfa.data.annotations import spellings
 from rdfa.data.settings import DatasetSettings
 from rdfa.errors import RunError
 
@@ -31,7 +31,7 @@ def find_feature_file(settings: DatasetSettings, video_id: str) -> Path | None:
     stem = next(
         (video_id.removesuffix(extension) for extension in EXTENSIONS if video_id.endswith(extension)), video_id
     )
-    for name in (video_id, stem, canonical_id(stem), f"v_{canonical_id(stem)}"):
+    for name in (video_id, *spellings(stem)):
         for extension in (settings.feature_ext,) if settings.feature_ext else EXTENSIONS:
             file = settings.feature_prefix + name + settings.feature_type + extension
             path = Path(settings.feature_dir, file)

@@ -2,17 +2,14 @@
 
 from collections.abc import Collection
 
-from rdfa.data.annotations import AnnotationSet, Video
+from rdfa.data.annotations import AnnotationSet, Video, spellings
 from rdfa.errors import UsageError
 from rdfa.settings import nearest
 
 
 def find_video(video_id: str, videos: Collection[str]) -> str | None:
-    """The entry of `videos` that means `video_id`: with or without the prefix ``v_``, which data sets add at will."""
-    for candidate in (video_id, f"v_{video_id}", video_id.removeprefix("v_")):
-        if candidate in videos:
-            return candidate
-    return None
+    """The entry of `videos` that means `video_id`, with or without the prefix ``v_``."""
+    return next((name for name in spellings(video_id) if name in videos), None)
 
 
 def select_subset(annotations: AnnotationSet, subset: str | None) -> list[Video]:

@@ -13,7 +13,7 @@ import torch
 from rdfa.config import Config
 from rdfa.data.annotations import load_annotations
 from rdfa.data.dataset import Batch, FeatureDataset, make_loader
-from rdfa.errors import RunError
+from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.run_dir import (
     load_training_state,
@@ -179,6 +179,7 @@ class Trainer:
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
+            "batches_per_epoch": len(self.loader),
             "sums": self.sums,
             "best_mAP": self.best_mAP,
             "metrics_position": self.log.flush(),
@@ -199,6 +200,11 @@ class Trainer:
             self.ema.module.load_state_dict(load_weights(checkpoint, "ema"))
         except RunError as error:
             raise RunError(f"{error}{previous_checkpoint(checkpoint.parent.parent, checkpoint.name)}") from error
+        if state["batches_per_epoch"] != len(self.loader):
+            raise UsageError(
+                f"{checkpoint} was trained on {state['batches_per_epoch']} batches per epoch, the data now gives "
+                f"{len(self.loader)}: restore Dataset.annotation_file and feature_dir, or train in another --run_dir"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.sums, self.best_mAP = state["sums"], state["best_mAP"]

@@ -105,6 +105,12 @@ def test_table_shows_speed_of_valid_rows_and_reasons_of_the_others():
     assert "<Imaginary> CPU (2 of 4 cores), 2 threads, torch 2.13.0, MALLOC_ARENA_MAX=1" in " ".join(text.split())
 
 
+@pytest.mark.parametrize(("load", "said"), [(1.0, False), (1.1, True), (None, False)])
+def test_a_busy_machine_is_said(load, said):
+    lines = report.notes(MACHINE | {"load_average": load}, ROWS)
+    assert any("Other programs were running" in line for line in lines) is said
+
+
 def test_a_table_without_any_valid_row():
     assert "invalid: cls_logits" in printed([INVALID, SKIPPED])
 

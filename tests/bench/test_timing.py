@@ -60,7 +60,14 @@ def test_budget_is_kept():
     assert len(samples["slow"].all) == 6  # a seventh would not fit
 
 
-def test_a_call_longer_than_the_budget_is_made_twice():
+@pytest.mark.parametrize(("seconds", "calls"), [(0.9, 3), (1.5, 2), (30.0, 1)])
+def test_slow_calls_overdraw_the_budget_to_be_made_three_times(seconds, calls):
+    clock = FakeClock()
+    samples = timing.measure({"slow": lambda i: clock.sleep(seconds)}, 1.0, clock)
+    assert samples["slow"].all == pytest.approx([seconds] * calls)
+
+
+def test_a_call_far_longer_than_the_budget_is_made_twice():
     clock, calls = FakeClock(), []
 
     def call(i):

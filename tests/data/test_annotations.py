@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdfa.data.annotations import canonical_id, load_annotations
+from rdfa.data.annotations import load_annotations, spellings
 from rdfa.errors import RunError, UsageError
 from tests.data.factory import real, real_data, video, write_annotations
 
@@ -158,11 +158,11 @@ def test_missing_file_is_a_wrong_invocation(tmp_path, name):
         load_annotations(tmp_path / name)
 
 
-@given(st.text(), st.booleans())
-def test_canonical_id(name, prefixed):
-    assert canonical_id("v_" + name) == name
-    if not name.startswith("v_"):
-        assert canonical_id(name) == name
+@given(st.text())
+def test_spellings_reach_each_other(name):
+    assert spellings(name)[0] == name
+    assert name in spellings("v_" + name)
+    assert "v_" + name in spellings(name)
 
 
 @given(

@@ -79,12 +79,17 @@ def test_metadata_says_what_the_file_is_and_not_where_it_was_made(path):
     assert b"stack_trace" not in content
 
 
-def test_unknown_kind_of_part_is_refused(monkeypatch, tmp_path):
-    """A graph with other scans than the detector's blocks would be wrong or slow: not written."""
+@pytest.mark.parametrize(
+    "name, value, message", [("add_functions", lambda model: 0, "0 scans"), ("MAX_NODES", 10, "at most 10")]
+)
+def test_unexpected_graph_is_refused(path, monkeypatch, tmp_path, name, value, message):
+    """A graph with other scans than the detector's blocks, or too many nodes, would be wrong or slow: not written."""
     config = artifacts.tiny_config()
-    monkeypatch.setattr(exporter, "add_functions", lambda model: 0)
+    traced = onnx.load(path)
+    del traced.functions[:]
+    monkeypatch.setattr(exporter, "_trace", lambda *arguments: traced)
+    monkeypatch.setattr(exporter, name, value)
     manifest = manifests.describe(config, ["a", "b", "c"], {})
-    path = tmp_path / "x.onnx"
-    with pytest.raises(RunError, match="0 scans"):
-        exporter.export(artifacts.tiny_detector(config), path, manifest, manifests.interface(config), 10)
-    assert not path.exists()
+    with pytest.raises(RunError, match=message):
+        exporter.export(artifacts.tiny_detector(config), tmp_path / "x", manifest, manifests.interface(config), 10)
+    assert not (tmp_path / "x").exists()

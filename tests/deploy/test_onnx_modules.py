@@ -17,6 +17,9 @@ from rdfa.modeling.fa_bi_s6 import AGGREGATED, SINGLE, FeatureAggregatedBiS6
 from rdfa.modeling.layers import GatePool
 from tests.deploy import artifacts
 
+# Of torch.onnx, about its own use of torch.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
 
 @pytest.fixture
 def eager_scan(monkeypatch):

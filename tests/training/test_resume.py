@@ -1,5 +1,6 @@
 """Interrupted trainings continue bit for bit: after SIGKILL at random moments, in an epoch, from any step."""
 
+import dataclasses
 import random
 import shutil
 import time
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from rdfa.config import load
-from rdfa.errors import RunError
+from rdfa.data.synthetic import write_dataset
+from rdfa.errors import RunError, UsageError
 from rdfa.run_dir import (
     RunDirectory,
     list_checkpoints,
@@ -21,7 +23,7 @@ from rdfa.run_dir import (
     write_config,
 )
 from rdfa.training.trainer import Trainer, train
-from tests.training.tiny import flags, make_dataset, metrics, start_process
+from tests.training.tiny import CHANNELS, CLASSES, flags, make_dataset, metrics, start_process
 
 EPOCHS, ITERATIONS = 5, 5
 
@@ -160,6 +162,17 @@ def test_damaged_content_names_the_checkpoint_before(two_epochs, tmp_path):
         with pytest.raises(RunError, match=rf"{folder.name}.*the one before it is whole: --resume .*step_00000009"):
             train(config, run_dir)
         (folder / name).write_bytes(whole)
+
+
+def test_other_data_in_the_same_place_is_refused(two_epochs, tmp_path):
+    config, wanted = two_epochs
+    folder = tmp_path / "data"
+    path = write_dataset(
+        folder, num_train=4, num_test=1, num_classes=CLASSES, feature_dim=CHANNELS, min_len=40, max_len=50
+    )
+    dataset = dataclasses.replace(config.dataset, annotation_file=str(path), feature_dir=str(folder / "features"))
+    with pytest.raises(UsageError, match="was trained on 5 batches per epoch, the data now gives 2"):
+        train(dataclasses.replace(config, dataset=dataset), wanted)
 
 
 def test_weights_without_training_state(two_epochs, tmp_path):

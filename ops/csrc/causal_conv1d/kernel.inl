@@ -1,8 +1,8 @@
 // y_t = act(bias + sum_j taps_j x_{t -+ j}), the sign being that of time's direction; x is zero outside the sequence.
 //
-// A tile is first copied into a float buffer with zero borders. Whatever the layout and direction, the arithmetic is then
-// the same: a line of positions `step` apart, whose neighbours in time lie `shift` floats away. Channel by channel, the
-// lanes of a vector are times (step LANES, shift 1); time step by time step they are channels (step and shift CHANNELS).
+// A tile is first copied into a float buffer with zero borders. Whatever the layout and direction, the arithmetic is
+// then the same: a line of positions `step` apart, whose neighbours in time lie `shift` floats away. Channel by channel,
+// the lanes of a vector are times (step LANES, shift 1); time step by time step they are channels (both CHANNELS).
 #include "causal_conv1d/kernel.h"
 #include "common/simd.h"
 
@@ -199,8 +199,6 @@ void backward_tile(const Problem& p, const Sequence& x, const Sequence& dy, cons
                    const Tile& tile) {
   const int64_t sign = p.reverse ? 1 : -1, padded = p.padded_channels();
   const int64_t base = tile.b * dx.stride_b, steps = tile.t1 - tile.t0;
-  // Only steps inside the sequence have a gradient (elsewhere 0 times the slope of a NaN would leak into dx).
-  const int64_t from = tile.t0 < HALO ? -tile.t0 : -HALO, to = tile.t1 + HALO > p.L ? p.L - tile.t0 : steps + HALO;
   float* sums = partial + tile.slot * (MAX_WIDTH + 1) * padded;
   if (p.channels_last) {
     alignas(64) float x_rows[ROWS * CHANNELS], g_rows[ROWS * CHANNELS];
@@ -212,7 +210,8 @@ void backward_tile(const Problem& p, const Sequence& x, const Sequence& dy, cons
       const int64_t column = d - tile.d0;
       const float* at_x = x_rows + 2 * HALO * CHANNELS + column;
       float* at_g = g_rows + HALO * CHANNELS + column;
-      before_activation<WIDTH, SILU>(taps, at_x + from * CHANNELS, at_g + from * CHANNELS, shift, CHANNELS, to - from);
+      before_activation<WIDTH, SILU>(taps, at_x - HALO * CHANNELS, at_g - HALO * CHANNELS, shift, CHANNELS,
+                                     steps + 2 * HALO);
       TapSums total;
       for (int64_t t = tile.t0; t < tile.t1; ++t, at_x += CHANNELS, at_g += CHANNELS) {
         total.add<WIDTH>(load(at_g), at_x, shift);
@@ -229,13 +228,13 @@ void backward_tile(const Problem& p, const Sequence& x, const Sequence& dy, cons
       const Taps taps = channel_taps(p, d);
       const float* at_x = x_line + 2 * HALO;
       float* at_g = g_line + HALO;
-      before_activation<WIDTH, SILU>(taps, at_x + from, at_g + from, sign, LANES, (to - from + LANES - 1) / LANES);
-      for (int64_t i = to; i < to + LANES; ++i) at_g[i] = 0.0f;
+      before_activation<WIDTH, SILU>(taps, at_x - HALO, at_g - HALO, sign, LANES, (steps + 2 * HALO + LANES - 1) / LANES);
       for (int64_t i = 0; i < steps; i += LANES) {
         const Vec v = input_gradient<WIDTH>(taps, at_g + i, sign);
         store_part<BF16>(dx.data, base + d * dx.stride_d + tile.t0 + i, v, steps - i);
       }
-      for (int64_t i = steps; i < steps + LANES; ++i) at_g[i] = 0.0f;  // the taps' gradient counts this tile's steps only
+      // The taps' gradient counts the steps of this tile only.
+      for (int64_t i = steps; i < steps + LANES; ++i) at_g[i] = 0.0f;
       TapSums total;
       for (int64_t i = 0; i < steps; i += LANES) total.add<WIDTH>(load(at_g + i), at_x + i, sign);
       for (int j = 0; j < MAX_WIDTH; ++j) sums[j * padded + d] = sum_lanes(total.weight[j]);

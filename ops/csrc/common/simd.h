@@ -116,7 +116,8 @@ RDFA_INLINE Vec add_pairs(Vec x, Vec y) {
 }
 
 // 2^(x / STEPS): the nearest integer to x comes from adding 1.5 * 2^23, the rest r in [-0.5, 0.5] from a polynomial.
-// With 32 registers, 2^(j/32) comes from a table in two of them and degree 2 suffices; otherwise degree 5.
+// With 32 registers, 2^(j/32) comes from a table in two of them and degree 3 suffices; otherwise degree 5. Degree 2 with the
+// table is 7 % faster but its error is the same at every step of a slow decay and adds up to 1e-6.
 constexpr float ROUND = 12582912.0f;
 #if RDFA_LANES == 16
 constexpr int STEPS = 32;
@@ -162,7 +163,9 @@ struct Exponential {
     const Vec rounded = x + splat(ROUND);
     const Vec r = x - (rounded - splat(ROUND));
 #if RDFA_LANES == 16
-    return scale(rounded, fma(r, fma(r, fma(r, splat(1.69385e-6f), splat(2.3459620e-4f)), splat(2.16608494e-2f)), splat(1.0f)));
+    Vec p = fma(r, splat(1.69385e-6f), splat(2.3459620e-4f));
+    p = fma(r, p, splat(2.16608494e-2f));
+    return scale(rounded, fma(r, p, splat(1.0f)));
 #else
     Vec p = fma(r, splat(1.32647e-3f), splat(9.67151e-3f));
     p = fma(r, p, splat(5.550734e-2f));

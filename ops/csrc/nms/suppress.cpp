@@ -65,8 +65,8 @@ struct Group {
     }
   }
 
-  // Gaussian soft NMS. Selected and dropped candidates change places with the first and the last one as published: among
-  // equal scores, later selections depend on it.
+  // Gaussian soft NMS. Selected and dropped candidates change places with the first and the last one as published:
+  // among equal scores, later selections depend on it.
   void select_soft(const NmsSettings& settings) {
     swap(start, best);
     const size_t selected = start++;

@@ -51,8 +51,6 @@ inline bool is_float_or_bfloat16(const Tensor& t) {
   return t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16;
 }
 
-inline const void* data_or_null(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
-
 // An uninitialised CPU tensor. RDFA_POISON_ALLOCATIONS=1 (tests) fills it with NaN (-1 in integers), so that an element
 // that a kernel forgets to write cannot pass for a right one.
 inline Tensor allocate(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides, ScalarType dtype) {

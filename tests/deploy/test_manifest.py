@@ -1,0 +1,64 @@
+"""What an artifact says about itself."""
+
+import json
+
+from rdfa import config as configs
+from rdfa.data.settings import DatasetSettings, LoaderSettings
+from rdfa.deploy import manifest as manifests
+from rdfa.runtime import manifest as reader
+from tests.deploy import artifacts
+
+
+def test_feature_spec_holds_what_a_caller_must_know():
+    config = artifacts.tiny_config()
+    dataset = DatasetSettings(
+        num_classes=3, max_seq_len=64, feat_stride=8, downsample_rate=2, num_frames=32, default_fps=15
+    )
+    changed = configs.Config(
+        model=config.model, dataset=dataset, loader=LoaderSettings(max_div_factor=3, padding_value=-1)
+    )
+    assert manifests.feature_spec(changed) == {
+        "dimension": 6,
+        "stride": 8,
+        "num_frames": 32,
+        "downsample_rate": 2,
+        "default_fps": 15.0,
+        "max_seq_len": 64,
+        "multiple": 6,  # of the loader's 3 and the coarsest stride 2
+        "max_time": 4608,
+        "padding_value": -1.0,
+    }
+
+
+def test_written_manifest_reads_back(tmp_path):
+    config = artifacts.tiny_config()
+    manifest = manifests.describe(config, ["a", "b", "ü"], {"run": "r"})
+    (tmp_path / "weights").write_bytes(b"abc")
+    manifests.add_file(manifest, tmp_path / "weights", "safetensors", dtype="float32")
+    manifests.write(tmp_path, manifest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "weights"]
+    again = reader.read(tmp_path)
+    assert again == manifest
+    reader.verify(tmp_path, again)
+    assert configs.from_text(again["config"]) == config
+    entry = again["files"]["weights"]
+    # The SHA-256 of "abc", as every description of the algorithm gives it.
+    assert entry["sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (entry["size"], entry["format"], entry["dtype"]) == (3, "safetensors", "float32")
+
+
+def test_artifact_of_a_run():
+    folder = artifacts.tiny_artifact()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == ["detector.onnx", "detector.ts.pt", "librdfa_ops.so", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*manifest["files"], "manifest.json"])
+    assert manifest["source"] == {"run": "run", "checkpoint": "step_00000003", "weights": "ema"}
+    assert manifest["classes"] == ["jump", "class_1", "throw"]
+    assert {"rdfa", "torch", "onnx", "python", "git_commit"} <= manifest["versions"].keys()
+    for name in ("detector.onnx", "detector.ts.pt", "model.safetensors"):
+        entry = manifest["files"][name]
+        assert [value["name"] for value in entry["inputs"]] == ["features", "mask"]
+        assert [value["name"] for value in entry["outputs"]] == ["cls_logits", "offsets", "point_mask"]
+        assert entry["inputs"][0]["shape"] == ["batch", 6, "time"]
+        assert [(row["batch"], row["time"]) for row in entry["parity"]] == [(2, 4608), (1, 2336), (3, 1184)]
+        assert all(row["ok"] and row["max_abs"] < 1e-4 and row["detections"] >= 0.99 for row in entry["parity"])
