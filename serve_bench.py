@@ -18,6 +18,8 @@ With --kernels, the native selective scan and causal convolution are measured fo
 references, over the shapes of the detector that --gin_file and --gin_param describe (default: the published one), and
 OUTPUT gets kernels.csv, kernels.json and kernels.png.
 
+With --artifact, --gin_file and --gin_param set how detections are made of outputs (PostProcessing) and nothing else.
+
 Latency is the time of one call with arrays in host memory, the copies included. Backends take turns within one process,
 after a warm-up, on rotating inputs. A row's load time, first inference and peak memory come from a process of its own.
 Pin the allocator when figures are to be compared between runs:
@@ -68,7 +70,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--time", type=_integers, default=(), metavar="576,2304", help="lengths (default: clip length and a quarter)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of one call (default: all cores)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="time budget per row (default 2; --kernels 0.3)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="time budget per row (default 1; --kernels 0.3)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the results go")
     config.add_flags(parser)
     args = parser.parse_args(argv)
@@ -95,7 +97,7 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
         device=reference.resolve_device(args.device),
         shapes=detector.make_shapes(manifest["features"], args.batch, args.time),
         channels=manifest["features"]["dimension"],
-        seconds=args.seconds or 2.0,
+        seconds=args.seconds or 1.0,
         threads=threads,
     )
     machine = environment.describe(threads)

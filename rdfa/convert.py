@@ -1,12 +1,13 @@
-"""Turns a run of the published repository into a run directory: its YAML files and its .pt become config.gin and safetensors.
+"""Turns a run of the published repository into a run directory: YAML files and .pt become config.gin and safetensors.
 
-    python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml --checkpoint thumos_best.pt --output runs/thumos14
+    python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml --checkpoint thumos_best.pt \\
+        --output runs/thumos14
 
 The result is what train.py writes: export.py, rdfa.detect and train.py --mode test take it. The .pt is one of the
-published engine (keys epoch, model, model_ema, optimizer, scheduler, mAP) or a bare state_dict. It is unpickled by torch's
-weights-only reader, so a file that would run code is refused, not run. Optimiser and schedule are not taken over: the
-published repository keeps neither the state of its random generators nor the position in its data, and its training
-cannot be continued exactly; a new training can start from the same YAML files.
+published engine (keys epoch, model, model_ema, optimizer, scheduler, mAP) or a bare state_dict. It is unpickled by
+torch's weights-only reader, so a file that would run code is refused, not run. Optimiser and schedule are not taken
+over: the published repository keeps neither the state of its random generators nor the position in its data, and its
+training cannot be continued exactly; a new training can start from the same YAML files.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from rdfa import cli
 from rdfa.config import Config
+from rdfa.data.annotations import load_annotations
 from rdfa.errors import UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.published_yaml import read_config
@@ -141,8 +143,8 @@ def _load(path: Path) -> Any:
         text = str(error)
         if named := re.search(r"GLOBAL (\S+)", text):
             raise UsageError(
-                f"{path} was refused: it holds {named[1]}, which is neither a tensor nor a number, and loading it could run "
-                "code. Save the weights alone: torch.save(model.state_dict(), ...)"
+                f"{path} was refused: it holds {named[1]}, neither a tensor nor a number, and loading it could "
+                "run code. Save the weights alone: torch.save(model.state_dict(), ...)"
             ) from error
         reason = re.split(r"\. |\n", text)[0] if "zip archive" in text or not text else "unreadable content"
         raise UsageError(f"{path} is not a whole .pt file of weights ({reason or 'empty'}): copy it again") from error
@@ -168,8 +170,6 @@ def _class_names(config: Config) -> dict[int, str] | None:
     path = config.dataset.annotation_file
     if not path or not Path(path).is_file():
         return None
-    from rdfa.data.annotations import load_annotations
-
     return load_annotations(path).class_names
 
 

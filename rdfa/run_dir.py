@@ -4,8 +4,9 @@
     checkpoints/step_00001234/  model.safetensors  ema.safetensors  training_state.pt (optional)  meta.json  COMPLETE
     checkpoints/latest  checkpoints/best       text files that hold the name of a step folder
 
-A step folder is written under a temporary name, flushed to the disk and renamed; COMPLETE is written last and lists the size
-of every other file, so a folder that a kill, a full disk or a broken copy cut short is never mistaken for a checkpoint.
+A step folder is written under a temporary name, flushed to the disk and renamed; COMPLETE is written last and lists the
+size of every other file, so a folder that a kill, a full disk or a broken copy cut short is never mistaken for a
+checkpoint.
 """
 
 import json
@@ -39,7 +40,9 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         if not (self.path / "config.gin").is_file():
-            raise UsageError(f"{self.path} is not a run directory: it holds no config.gin (written by train.py --run_dir)")
+            raise UsageError(
+                f"{self.path} is not a run directory: it holds no config.gin (written by train.py --run_dir)"
+            )
 
     def config(self) -> Config:
         """The operative configuration of the run."""
@@ -68,7 +71,9 @@ class RunDirectory:
             return _check_complete(Path(which), UsageError)
         pointer = self.path / "checkpoints" / which
         if not pointer.is_file():
-            raise UsageError(f"{self.path} has no '{which}' checkpoint yet: train first, or give the path of a step folder")
+            raise UsageError(
+                f"{self.path} has no '{which}' checkpoint yet: train first, or give the path of a step folder"
+            )
         return _check_complete(pointer.parent / pointer.read_text(encoding="utf-8").strip(), RunError)
 
 
@@ -141,7 +146,8 @@ def write_checkpoint(
 
     Args:
         meta: JSON values about the checkpoint (epoch, mAP, ...); the step is added.
-        training_state: what `torch.load(weights_only=True)` reads back: tensors, numbers, strings and containers of them.
+        training_state: what `torch.load(weights_only=True)` reads back: tensors, numbers, strings and containers
+            of them.
     """
     final = step_folder(run_dir, step)
     folder = final.parent / f"{_TEMPORARY}{final.name}"
@@ -158,7 +164,7 @@ def write_checkpoint(
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     _write_text(folder / SENTINEL, json.dumps(sizes) + "\n")
     _flush(folder)
-    replaced = final.parent / f"{_TEMPORARY}replaced_{final.name}"
+    replaced = _replaced(final)
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         os.replace(final, replaced)
@@ -201,7 +207,14 @@ def prune_checkpoints(run_dir: str | os.PathLike, keep: int) -> None:
             shutil.rmtree(folder)
 
 
+def _replaced(folder: Path) -> Path:
+    """Where the step folder of an earlier writing lies while a new one takes its place."""
+    return folder.parent / f"{_TEMPORARY}replaced_{folder.name}"
+
+
 def _check_complete(folder: Path, error_type: type[Exception]) -> Path:
+    if not folder.exists() and _replaced(folder).is_dir():
+        os.replace(_replaced(folder), folder)  # the writer was killed between its two renames
     if not folder.is_dir():
         raise error_type(f"checkpoint {folder} does not exist: give a step folder such as checkpoints/step_00001000")
     try:

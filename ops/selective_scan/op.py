@@ -34,11 +34,11 @@ def selective_scan(
         h_t  = exp(dt_t A) h_{t-1} + dt_t B_t u_t        h_0 = 0
         y_t  = (sum_n C_t h_t + D u_t) silu(z_t)
 
-    Takes what mamba-ssm's ``selective_scan_fn`` takes, with the same meaning. With ``reverse`` time runs from L-1 down to
-    0, without flipping anything.
+    Takes what mamba-ssm's ``selective_scan_fn`` takes, with the same meaning. With ``reverse`` time runs from L-1 down
+    to 0, without flipping anything.
 
     Args:
-        u, delta: [B,D,L], any strides; memory order [B,L,D] (adjacent channels) and [B,D,L] (adjacent steps) need no copy.
+        u, delta: [B,D,L], any strides; the fast memory orders are [B,L,D] and [B,D,L], and none is copied.
         A: [D,N] real, N from 1 to 256. N = 16 is the fast case.
         B, C: [B,N,L], [B,G,N,L] with G a divisor of D, or constant in time [D,N] (correct, but slow).
         D, delta_bias: [D] or None. z: [B,D,L] or None.
@@ -88,33 +88,42 @@ def _check(u, delta, A, B, C, D, z, delta_bias):
         if tensor.device != u.device:
             raise ValueError(f"{name} is on {tensor.device}, u on {u.device}: move them to one device")
     if u.dim() != 3:
-        raise ValueError(f"u has shape {list(u.shape)}: expected [B, D, L]")
-    if A.dim() != 2 or torch.jit.is_tracing():  # sizes are symbols while tracing; the operator checks them when it runs
-        _require(A.dim() == 2, "A", A, "[D, N]")
-        return
+        raise _wrong_shape("u", u, "[B, D, L]")
+    if A.dim() != 2:
+        raise _wrong_shape("A", A, "[D, N]")
+    if not torch.jit.is_tracing():  # sizes are tensors while tracing; the operator checks them whenever it runs
+        _check_sizes(u, delta, A, B, C, D, z, delta_bias)
+
+
+def _check_sizes(u, delta, A, B, C, D, z, delta_bias):
+    # Messages are made only when needed: printing a size would make torch.compile take it for a constant.
     batch, channels, length = u.shape
     states = A.shape[1]
-    _require(A.shape[0] == channels and 1 <= states <= MAX_STATES, "A", A, f"[{channels}, N], N from 1 to {MAX_STATES}")
+    if A.shape[0] != channels or not 1 <= states <= MAX_STATES:
+        raise _wrong_shape("A", A, f"[{channels}, N], N from 1 to {MAX_STATES}")
     for name, tensor in (("delta", delta), ("z", z)):
-        _require(tensor is None or tensor.shape == u.shape, name, tensor, f"that of u, {list(u.shape)}")
+        if tensor is not None and tensor.shape != u.shape:
+            raise _wrong_shape(name, tensor, f"that of u, {list(u.shape)}")
     for name, tensor in (("D", D), ("delta_bias", delta_bias)):
-        _require(tensor is None or tensor.shape == (channels,), name, tensor, f"[{channels}]")
+        if tensor is not None and tensor.shape != (channels,):
+            raise _wrong_shape(name, tensor, f"[{channels}]")
     for name, tensor in (("B", B), ("C", C)):
-        expected = f"[{channels}, {states}], [{batch}, {states}, {length}] or [{batch}, G, {states}, {length}]"
-        _require(2 <= tensor.dim() <= 4, name, tensor, expected)
         if tensor.dim() == 2:
-            _require(tensor.shape == (channels, states), name, tensor, expected)
-            continue
-        ends_well = tensor.shape[0] == batch and tensor.shape[-2:] == (states, length)
-        divides = tensor.dim() == 3 or (tensor.shape[1] > 0 and channels % tensor.shape[1] == 0)
-        _require(ends_well and divides, name, tensor, f"{expected}, G a divisor of {channels}")
+            fits = tensor.shape == (channels, states)
+        else:
+            fits = 3 <= tensor.dim() <= 4 and tensor.shape[0] == batch and tensor.shape[-2:] == (states, length)
+            fits = fits and (tensor.dim() == 3 or (tensor.shape[1] > 0 and channels % tensor.shape[1] == 0))
+        if not fits:
+            shapes = f"[{channels}, {states}], [{batch}, {states}, {length}] or [{batch}, G, {states}, {length}]"
+            raise _wrong_shape(name, tensor, f"{shapes}, G a divisor of {channels}")
     if B.dim() == C.dim() == 4 and B.shape[1] != C.shape[1] and min(B.shape[1], C.shape[1]) != 1:
-        raise ValueError(f"B has {B.shape[1]} groups and C has {C.shape[1]}: expected the same number, or one of them 1")
+        raise ValueError(
+            f"B has {B.shape[1]} groups and C has {C.shape[1]}: expected the same number, or one of them 1"
+        )
 
 
-def _require(condition, name, tensor, expected):
-    if not condition:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {expected}")
+def _wrong_shape(name, tensor, expected):
+    return ValueError(f"{name} has shape {list(tensor.shape)}: expected {expected}")
 
 
 def _groups(B, C, channels):
@@ -135,9 +144,7 @@ def _fake_train(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
     return *outputs, u.new_empty(states, dtype=torch.float32)
 
 
-def _fake_backward(
-    grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, reverse
-):
+def _fake_backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, reverse):
     def per_channel(tensor):
         return u.new_empty(0 if tensor is None else u.shape[1], dtype=torch.float32)
 

@@ -1,0 +1,1 @@
+"""Benchmarks: the detector in every backend (`detector`), and its operators alone (`kernels`)."""

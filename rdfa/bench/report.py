@@ -66,7 +66,7 @@ def notes(environment: dict[str, Any], rows: Sequence[Row]) -> list[str]:
         lines.append(f"Speed-up is against {' or '.join(references)}; max |d| is against the float64 model.")
     few = min((row.samples for row in rows if row.valid), default=100)
     if few < 100:
-        lines.append(f"Some rows have only {few} samples: their p99 is the slowest of them.")
+        lines.append(f"Rows have as few as {few} timed calls (see results.json); below 100, p99 is the slowest.")
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if not row.valid:
@@ -111,7 +111,7 @@ def latency_png(rows: Sequence[Row]) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xscale="log", yscale="log", xlabel="time (feature vectors)", ylabel="latency (ms)")
     measured = [row for row in rows if row.valid]
@@ -140,7 +140,7 @@ def latency_png(rows: Sequence[Row]) -> bytes:
         axes.set_xticks(times, [str(value) for value in times])
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.legend(fontsize="small")
+        figure.legend(fontsize="small", loc="outside right upper")
     axes.grid(alpha=0.3)
     axes.set_title("median latency; bars reach to p99")
     stream = io.BytesIO()

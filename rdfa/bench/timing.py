@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 Clock = Callable[[], float]
 
 ROUNDS = 20
-# A warm-up ends when the fastest of the last `WARM_WINDOW` calls gains less than `WARM_GAIN` on all calls before them.
+# A warm-up ends when the fastest of the last `WARM_WINDOW` calls gains less than `WARM_GAIN` on all calls before them,
+# or when it has taken as long as the timing may take.
 WARM_WINDOW = 3
 WARM_GAIN = 0.02
-WARM_SHARE = 0.25  # most of the time budget that a warm-up may take
 # Slow variants may take `OVERDRAFT` times the budget to get this many timed calls; the slowest get one.
 LEAST_CALLS = 3
 OVERDRAFT = 3
@@ -65,6 +65,7 @@ def measure(
             calls = max(1, math.floor(seconds / ROUNDS / estimates[name]))
             block = _block(variants[name], calls, settle=estimates[name] < SETTLE_S, clock=clock)
             spent[name] += sum(block)
+            estimates[name] = min(estimates[name], *block)
             samples[name].blocks.append(block)
     return samples
 
@@ -75,7 +76,7 @@ def _warm_up(call: Callable[[int], object], seconds: float, clock: Clock, sample
     while True:
         times += _block(call, 1, settle=False, clock=clock)
         samples.warmup_calls += 1
-        if sum(times) >= WARM_SHARE * seconds:
+        if sum(times) >= seconds:
             break
         earlier, last = times[:-WARM_WINDOW], times[-WARM_WINDOW:]
         if earlier and min(last) >= (1 - WARM_GAIN) * min(earlier):

@@ -1,4 +1,4 @@
-"""The backbone of RDFA-S6: Embedding, Stem and Branch (arXiv 2407.13078, section 3).
+"""The backbone of RDFA-S6: Embedding, Stem and Branch (arXiv 2407.13078).
 
 Shape suffixes: B batch, T frames of the input, L positions of a pyramid level, C channels, 1 broadcast. Activations are
 channels-last in memory.
@@ -11,15 +11,16 @@ from rdfa.modeling.fa_bi_s6 import AGGREGATED, SINGLE, FeatureAggregatedBiS6
 from rdfa.modeling.layers import AffineDropPath, Conv1d, GatePool, MaskedMaxPool, masked
 from rdfa.modeling.settings import BranchModuleSettings, EmbeddingModuleSettings, ModelSettings, StemModuleSettings
 
-# Length to which the channel gate pools time. The published code fixes it, whatever the training length, and with it the
-# shapes of the gate's weights.
+# Length to which the channel gate pools time. The published code fixes it, whatever the training length, and with it
+# the shapes of the gate's weights.
 GATE_LENGTH = 576
 
 
 class EmbeddingModule(nn.Module):
     """From clip features to the embedding: twice (convolution, mask, layer norm, ReLU).
 
-    The mask comes before the norm, so padded positions hold relu(norm bias) afterwards, not 0: padding is part of the input.
+    The mask comes before the norm, so padded positions hold relu(norm bias) afterwards, not 0: padding is part of the
+    input.
     """
 
     def __init__(self, settings: EmbeddingModuleSettings):
@@ -131,7 +132,7 @@ class BranchModule(nn.Module):
 
 
 class ResidualSharedBiMambaBackbone(nn.Module):
-    """Embedding, Stem, Branch: features_BTC, mask_BT -> pyramid levels [B, T / 2^l, C] and their masks, finest first."""
+    """Embedding, Stem, Branch: features_BTC, mask_BT -> levels [B, T / 2^l, C] and their masks, finest first."""
 
     def __init__(self, settings: ModelSettings):
         super().__init__()

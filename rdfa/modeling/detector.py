@@ -22,11 +22,11 @@ class Detector(nn.Module):
         cls_logits_BPK, offsets_BP2, point_mask_BP = detector(features_BCT, mask_BT)
 
     T is a multiple of `settings.coarsest_stride`. Padding is part of the input, not neutral: a video shorter than the
-    training length (2304) is padded to exactly that, a longer one to the next multiple of the coarsest stride, always with
-    zeros.
+    training length (2304) is padded to exactly that, a longer one to the next multiple of the coarsest stride, always
+    with zeros.
 
-    The forward has no branch on values or sizes, so one trace or export serves every batch and length; the checks of the
-    input run only in eager mode.
+    The forward has no branch on values or sizes, so one trace or export serves every batch and length; the checks of
+    the input run only in eager mode.
     """
 
     def __init__(self, settings: ModelSettings):
@@ -52,8 +52,8 @@ class Detector(nn.Module):
             mask_BT: bool, True for the frames of the video.
 
         Returns:
-            cls_logits_BPK, offsets_BP2 (>= 0, in strides of the point's level) and point_mask_BP (bool). Logits and offsets
-            are 0 where the point mask is False.
+            cls_logits_BPK, offsets_BP2 (>= 0, in strides of the point's level) and point_mask_BP (bool). Logits and
+            offsets are 0 where the point mask is False.
 
         Raises:
             RunError: a wrong shape or dtype.
@@ -79,7 +79,9 @@ class Detector(nn.Module):
         channels = self.settings.embedding.input_c
         shape = list(features_BCT.shape)
         if len(shape) != 3 or shape[1] != channels:
-            raise RunError(f"features have shape {shape}, expected [batch, {channels}, frames] (EmbeddingModule.input_c)")
+            raise RunError(
+                f"features have shape {shape}, expected [batch, {channels}, frames] (EmbeddingModule.input_c)"
+            )
         dtype = next(self.parameters()).dtype
         if features_BCT.dtype != dtype:
             raise RunError(f"features are {features_BCT.dtype}, expected {dtype} as the weights: convert them")

@@ -1,12 +1,12 @@
 """The Feature Aggregated Bi-S6 (FA-Bi-S6) block of RDFA-S6 (arXiv 2407.13078).
 
 S6 is Mamba's selective scan. *Bi*: the scan runs over the sequence in both directions, with the same weights. *Feature
-aggregated*: several causal depthwise convolutions of different widths read the sequence, each result is scanned, and one
-projection joins all scans of both directions.
+aggregated*: several causal depthwise convolutions of different widths read the sequence, each result is scanned, and
+one projection joins all scans of both directions.
 
-Shape suffixes: B batch, L sequence length, C channels of the block's input (d_model), D inner channels (expand x d_model),
-N states per channel, R rank of delta, E = 2 x number of widths x D. Activations are channels-last in memory; operators take
-them as [B, D, L] views.
+Shape suffixes: B batch, L sequence length, C channels of the block's input (d_model), D inner channels (expand x
+d_model), N states per channel, R rank of delta, E = 2 x number of widths x D. Activations are channels-last in memory;
+operators take them as [B, D, L] views.
 """
 
 import math
@@ -33,10 +33,10 @@ class FeatureAggregatedBiS6(nn.Module):
         y_dw,t     = (C_t h_t + D u_t) silu(z_d,t)
         y          = out_proj(cat(y_fwd,first .. y_fwd,last, y_bwd,first .. y_bwd,last))
 
-    The backward direction reads time from the end; nothing is flipped. A, D and the bias of delta stay in float32 (float64 in
-    a float64 block), the scan's state likewise.
+    The backward direction reads time from the end; nothing is flipped. A, D and the bias of delta stay in float32
+    (float64 in a float64 block), the scan's state likewise.
 
-    Source: sections 3.2 and 3.3 of the paper; sharing B and C is what the published code computes.
+    Source: the paper; sharing B and C is what the published code computes.
     """
 
     def __init__(self, d_model: int, widths: tuple[int, ...] = AGGREGATED, d_state: int = 16, expand: int = 1):

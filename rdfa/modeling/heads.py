@@ -1,7 +1,7 @@
 """The two heads. Each runs the same weights over every pyramid level.
 
-Shape suffixes: B batch, L positions of a level, C channels, K classes. Activations are channels-last in memory; levels are
-lists, finest first.
+Shape suffixes: B batch, L positions of a level, C channels, K classes. Activations are channels-last in memory; levels
+are lists, finest first.
 """
 
 import math
@@ -21,7 +21,8 @@ EMPTY_CLASS_PRIOR = 1e-6
 class _Tower(nn.Module):
     """num_layers - 1 times (masked convolution, norm, ReLU), shared by all levels.
 
-    The norm comes after the mask, so masked positions hold relu(norm bias) and reach their valid neighbours, as published.
+    The norm comes after the mask, so masked positions hold relu(norm bias) and reach their valid neighbours, as
+    published.
     """
 
     def __init__(self, settings: HeadSettings):
@@ -58,7 +59,7 @@ class PtTransformerClsHead(_Tower):
 
 
 class PtTransformerRegHead(_Tower):
-    """Offsets [B, L, 2] of each level to the start and the end, >= 0, in strides of the level; 0 at masked positions."""
+    """Offsets [B, L, 2] to the start and the end, >= 0, in strides of the level; 0 at masked positions."""
 
     def __init__(self, settings: PtTransformerRegHeadSettings, num_levels: int):
         super().__init__(settings)

@@ -33,7 +33,8 @@ class Conv1d(nn.Conv1d):
 class MaskedConv1D(nn.Module):
     """Convolution that keeps the length and sets masked positions to zero: y = mask conv(x).
 
-    Its input is not masked, so what masked positions hold does reach their valid neighbours, as published. A bias starts at 0.
+    Its input is not masked, so what masked positions hold does reach their valid neighbours, as published. A bias
+    starts at 0.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = False):
@@ -108,8 +109,9 @@ class MaskedMaxPool(nn.Module):
 class GatePool(nn.Module):
     """Average over time in G bins, masked positions included: x_BLC -> y_BCG.
 
-    Bin g covers positions floor(g L / G) to ceil((g + 1) L / G), so bins are uneven, and overlap, where G does not divide L;
-    a sequence shorter than G repeats positions. Exporters that freeze the length of an adaptive pooling replace this module.
+    Bin g covers positions floor(g L / G) to ceil((g + 1) L / G), so bins are uneven, and overlap, where G does not
+    divide L; a sequence shorter than G repeats positions. Exporters that freeze the length of an adaptive pooling
+    replace this module.
     """
 
     def __init__(self, length: int):

@@ -22,9 +22,9 @@ class FPNIdentity(nn.Module):
 
 
 class FPN1D(nn.Module):
-    """Feature pyramid: a lateral 1x1 convolution per level, sums from coarse to fine, a depthwise convolution, the norm.
+    """Feature pyramid: a lateral 1x1 convolution per level, sums from coarse to fine, a depthwise convolution, a norm.
 
-        lateral_l = mask_l conv1x1_l(x_l) + nearest_upsample(lateral_l+1)        y_l = norm_l(mask_l conv3_l(lateral_l))
+    lateral_l = mask_l conv1x1_l(x_l) + nearest_upsample(lateral_l+1)        y_l = norm_l(mask_l conv3_l(lateral_l))
     """
 
     def __init__(self, settings: FPN1DSettings, num_levels: int):

@@ -41,7 +41,7 @@ class PointGenerator:
         return [num_frames // stride for stride in self.strides]
 
     def points(self, num_frames: int, device: torch.device | str | None = None) -> Tensor:
-        """float32 [P, 4] of (t, range low, range high, stride), all in frames; t = index x stride, without an offset."""
+        """float32 [P, 4] of (t, range low, range high, stride), all in frames; t = index x stride, no offset."""
         levels = []
         for length, stride, bounds in zip(self.level_lengths(num_frames), self.strides, self.regression_ranges):
             level_P4 = torch.empty(length, 4, device=device)

@@ -172,7 +172,7 @@ class ModelSettings:
 
     @property
     def fpn_levels(self) -> int:
-        """Pyramid levels that the heads see: the stem's output and one per branch block, from the neck's start level on."""
+        """Pyramid levels that the heads see: the stem's output and one per branch block, from start_level on."""
         return self.branch.block_n + 1 - self.neck.start_level
 
     @property

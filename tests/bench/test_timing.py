@@ -84,6 +84,13 @@ def test_warm_up_goes_on_while_calls_get_faster():
     assert max(samples["a"].all) == pytest.approx(0.02)
 
 
+def test_a_slow_first_call_does_not_stand_for_the_others():
+    """A compiler or an autotuner runs in the first call; it may cost more than the whole budget."""
+    clock, durations = FakeClock(), iter([3.0] + [0.02] * 10_000)
+    samples = timing.measure({"a": lambda i: clock.sleep(next(durations))}, 1.0, clock)
+    assert 0.7 < sum(samples["a"].all) <= 1.0
+
+
 def test_short_blocks_start_with_an_untimed_call():
     """The first call after another variant's turn is slower (its threads still spin): it must not count."""
     clock, last = FakeClock(), []

@@ -1,4 +1,4 @@
-"""Detectors for tests: those of the golden cases with their weights, and a tiny one with weights at which each part matters."""
+"""Detectors for tests: those of the golden cases, and a tiny one with weights at which each part matters."""
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from tests.golden import rebuild
 RANGES = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
 
 
-def settings(input_c=24, emb_c=32, num_classes=5, neck="FPNIdentity", block_n=5, start_level=0, **stem) -> ModelSettings:
+def settings(
+    input_c=24, emb_c=32, num_classes=5, neck="FPNIdentity", block_n=5, start_level=0, **stem
+) -> ModelSettings:
     levels = block_n + 1 - start_level
     return ModelSettings(
         detector=DetectorSettings(neck=neck),

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from rdfa.modeling.backbone import GATE_LENGTH, BranchModule, EmbeddingModule, StemModule
-from rdfa.modeling.settings import BranchModuleSettings, EmbeddingModuleSettings
+from rdfa.modeling.settings import BranchModuleSettings, EmbeddingModuleSettings, StemModuleSettings
 from tests.modeling.cases import random_input, tiny_detector
 
 
-def stem_and_input(valid=(64, 40), **overrides):
-    backbone = tiny_detector(torch.float64, **overrides).backbone
-    features, mask = random_input(list(valid), 64, dtype=torch.float64)
+def stem_and_input(**overrides):
+    backbone = tiny_detector(**overrides).backbone
+    features, mask = random_input([64, 40], 64)
     with torch.no_grad():
         return backbone.stem_module, backbone.embedding_module(features.transpose(1, 2), mask), mask
 
@@ -24,13 +24,13 @@ def test_stem_is_its_formula():
         pooled = torch.nn.functional.adaptive_avg_pool1d(x.transpose(1, 2), GATE_LENGTH)
         gate = torch.sigmoid(block.c_mamba(pooled).mean(-1))
         x = x_0 + block.drop_path.scale.flatten() * block.t_mamba(block.ln(x)) * mask[..., None] * gate[:, None]
-    torch.testing.assert_close(stem(x_0, mask), x, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(stem(x_0, mask), x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("block_n", [1, 2])
 def test_each_stem_block_runs_recurrently(block_n):
-    stem, x_0, mask = stem_and_input(block_n=5, recurrent=3)
-    stem.blocks.extend(StemModule(tiny_detector().settings.stem).double().blocks for _ in range(0))
+    _, x_0, mask = stem_and_input()
+    stem = StemModule(StemModuleSettings(block_n=block_n, emb_c=8, recurrent=3)).eval()
     calls = []
     for block in stem.blocks:
         block.t_mamba.register_forward_hook(lambda module, _inputs, _output: calls.append(module))
@@ -68,7 +68,6 @@ def test_embedding_is_not_zero_where_padded():
 def test_padding_is_part_of_the_input():
     """The published detector was trained with padded sequences, and its outputs depend on how far they are padded."""
     detector = tiny_detector()
-    outputs = [detector(*random_input([64], frames))[0] for frames in (64, 96)]
     short, _ = random_input([64], 64)
     long, mask = random_input([64], 96)
     long[..., :64] = short
@@ -78,13 +77,13 @@ def test_padding_is_part_of_the_input():
 
 @torch.no_grad()
 def test_videos_of_a_batch_do_not_mix():
-    detector = tiny_detector(torch.float64)
-    features, mask = random_input([64, 1, 37], 64, dtype=torch.float64)
+    detector = tiny_detector()
+    features, mask = random_input([64, 1, 37], 64)
     together = detector(features, mask)
     for video in range(3):
         alone = detector(features[video : video + 1], mask[video : video + 1])
         for a, b in zip(alone, together):
-            torch.testing.assert_close(a, b[video : video + 1], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(a, b[video : video + 1], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The FA-Bi-S6 block against the published one, its gradients against float64 autograd, and what its formula implies."""
+"""The FA-Bi-S6 block against the published one, its gradients against float64, and what its formula implies."""
 
 import math
 

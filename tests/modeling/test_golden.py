@@ -83,7 +83,9 @@ def test_small_detector_equals_the_published_one(case):
 @pytest.mark.slow
 def test_float64_detector_equals_the_published_one_in_float64():
     detector, golden = golden_detector("small_d", torch.float64), rebuild.load_npz("model_small_d")
-    for level, (cls_logits, offsets, _) in enumerate(outputs_per_level(detector, *golden_input("small_d", torch.float64))):
+    for level, (cls_logits, offsets, _) in enumerate(
+        outputs_per_level(detector, *golden_input("small_d", torch.float64))
+    ):
         assert cls_logits.dtype == offsets.dtype == torch.float64
         # The golden values are rounded to float32, nothing else.
         assert relative_l2(cls_logits, golden[f"cls_logits64_{level}"]) < 1e-7

@@ -1,8 +1,8 @@
 // y_t = act(bias + sum_j taps_j x_{t -+ j}), the sign being that of time's direction; x is zero outside the sequence.
 //
 // A tile is first copied into a float buffer with zero borders. Whatever the layout and direction, the arithmetic is
-// then the same: a line of positions `step` apart, whose neighbours in time lie `shift` floats away. Channel by channel,
-// the lanes of a vector are times (step LANES, shift 1); time step by time step they are channels (both CHANNELS).
+// then the same: a line of positions `step` apart, whose neighbours in time lie `shift` floats away. Channel by
+// channel, the lanes of a vector are times (step LANES, shift 1); step by step, they are channels (both CHANNELS).
 #include "causal_conv1d/kernel.h"
 #include "common/simd.h"
 
@@ -228,7 +228,8 @@ void backward_tile(const Problem& p, const Sequence& x, const Sequence& dy, cons
       const Taps taps = channel_taps(p, d);
       const float* at_x = x_line + 2 * HALO;
       float* at_g = g_line + HALO;
-      before_activation<WIDTH, SILU>(taps, at_x - HALO, at_g - HALO, sign, LANES, (steps + 2 * HALO + LANES - 1) / LANES);
+      const int64_t vectors = (steps + 2 * HALO + LANES - 1) / LANES;
+      before_activation<WIDTH, SILU>(taps, at_x - HALO, at_g - HALO, sign, LANES, vectors);
       for (int64_t i = 0; i < steps; i += LANES) {
         const Vec v = input_gradient<WIDTH>(taps, at_g + i, sign);
         store_part<BF16>(dx.data, base + d * dx.stride_d + tile.t0 + i, v, steps - i);

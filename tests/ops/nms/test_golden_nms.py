@@ -11,8 +11,8 @@ from tests.golden.rebuild import FOLDER, load_npz
 
 META = json.loads((FOLDER / "postprocess_nms.json").read_text())
 ARRAYS = {name: torch.from_numpy(array) for name, array in load_npz("postprocess_nms").items()}
-# 80 candidates with 8 different scores: the published order of equal scores came from an unstable sort, and with it
-# which of two overlapping equals suppressed the other.
+# 80 candidates with 8 different scores: the published order of equal scores is not that of their index (an unstable
+# sort would explain it), and with it which of two overlapping equals suppressed the other.
 UNSTABLE_INPUT = 6
 CASES = [(c["input"], c["config"]) for c in META["cases"]]
 

@@ -2,20 +2,28 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ops import selective_scan
 from ops.selective_scan.reference import selective_scan_reference
-from tests.ops.conftest import assert_as_exact
+from tests.ops.conftest import assert_as_exact, relative_rms
 from tests.ops.selective_scan.cases import LAYOUTS, channels_last, contiguous, make, output_gradients, run
 
 # (B, D, N, L), odd sizes first. 16 steps make a tile; 16, 8 or 4 channels a block; 128 channels a slab.
-SHAPES = [(1, 1, 1, 1), (2, 17, 3, 65), (3, 33, 16, 129), (2, 48, 20, 7), (1, 150, 16, 40), (1, 5, 67, 18), (1, 3, 256, 5)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 17, 3, 65),
+    (3, 33, 16, 129),
+    (2, 48, 20, 7),
+    (1, 150, 16, 40),
+    (1, 5, 67, 18),
+    (1, 3, 256, 5),
+]
 EMPTY = [(0, 3, 4, 5), (2, 3, 4, 0), (2, 0, 4, 5)]
 
 
-def check(tensors, dy, dstate, softplus=True, reverse=False):
+def check(tensors, dy, dstate, softplus=True, reverse=False, assert_accurate=assert_as_exact):
     value = run(selective_scan, tensors, dy, dstate, softplus, reverse)
     same = run(selective_scan_reference, tensors, dy, dstate, softplus, reverse)
     exact = {k: None if t is None else t.double() for k, t in tensors.items()}
@@ -23,7 +31,7 @@ def check(tensors, dy, dstate, softplus=True, reverse=False):
     assert value.keys() == truth.keys()
     for name in truth:
         assert value[name].dtype == same[name].dtype
-        assert_as_exact(name, value[name], same[name], truth[name])
+        assert_accurate(name, value[name], same[name], truth[name])
     return value
 
 
@@ -100,14 +108,21 @@ def test_extreme_steps(isa, shift):
 
 
 def test_overflow(isa):
-    """A positive A and large gates are legal: inf and NaN where the reference has them."""
-    tensors = make((1, 17, 3, 33), without=("D",))
-    tensors |= {"A": tensors["A"].abs() * 30, "u": tensors["u"].abs(), "z": 300 * tensors["z"]}
-    tensors |= {k: tensors[k].abs() for k in ("B", "C")}
+    """A positive A is legal: inf where the reference has it."""
+    tensors = make((1, 17, 3, 33), without=("D", "z"))
+    tensors |= {"A": tensors["A"].abs() * 30} | {k: tensors[k].abs() for k in ("u", "B", "C")}
     value, same = run(selective_scan, tensors), run(selective_scan_reference, tensors)
-    assert value["last_state"].isinf().any()
+    assert value["last_state"].isinf().any() and value["y"].isinf().any()
     for name in value:
-        torch.testing.assert_close(value[name], same[name], rtol=1e-3, atol=1e-30, equal_nan=True)
+        torch.testing.assert_close(value[name], same[name], rtol=1e-3, atol=0, equal_nan=True)
+
+
+def test_wide_gates(isa):
+    shape = (1, 17, 3, 33)
+    tensors = make(shape)
+    tensors["z"] = 300 * tensors["z"]
+    value = check(tensors, *output_gradients(shape))
+    assert all(v.isfinite().all() for v in value.values())
 
 
 def test_nan_stays_in_its_channel(isa):
@@ -144,7 +159,10 @@ def test_reverse_is_the_flipped_scan(isa):
         return x.flip(-1)
 
     flipped = tensors | {k: flip(tensors[k]) for k in ("u", "delta", "B", "C", "z")}
-    forwards, backwards = run(selective_scan, flipped, flip(dy), dstate), run(selective_scan, tensors, dy, dstate, True, True)
+    forwards, backwards = (
+        run(selective_scan, flipped, flip(dy), dstate),
+        run(selective_scan, tensors, dy, dstate, True, True),
+    )
     for name in forwards:
         along_time = name in ("y", "du", "ddelta", "dB", "dC", "dz")
         assert torch.equal(backwards[name], flip(forwards[name]) if along_time else forwards[name]), name
@@ -158,16 +176,28 @@ def test_without_gradients_nothing_is_kept():
     assert torch.equal(y, trained[0]) and torch.equal(last_state, trained[1])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def assert_near(name, value, same_dtype, truth):
+    """Without regard to cancellation, which in a sum of few terms can make the last bits of one number look large."""
+    assert value.shape == truth.shape
+    error, allowed = relative_rms(value, truth), 4 * relative_rms(same_dtype, truth) + 1e-4
+    assert error <= allowed, f"{name}: relative RMS error {error:.2e}, allowed {allowed:.2e}"
+
+
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_arguments(data):
     draw = data.draw
     groups = draw(st.integers(1, 3))
-    shape = (draw(st.integers(1, 3)), groups * draw(st.integers(1, 40)), draw(st.integers(1, 20)), draw(st.integers(1, 40)))
+    shape = (
+        draw(st.integers(1, 3)),
+        groups * draw(st.integers(1, 40)),
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 40)),
+    )
     kind = draw(st.sampled_from(["BNL", "BLN", "BGNL", "DN"]))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     without = draw(st.sets(st.sampled_from(["D", "z", "delta_bias"])))
     layout, dy_layout = draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS))
     tensors = make(shape, kind, groups, dtype, layout, seed=draw(st.integers(0, 99)), without=without)
     dy, dstate = output_gradients(shape, dtype)
-    check(tensors, dy_layout(dy), dstate, reverse=draw(st.booleans()))
+    check(tensors, dy_layout(dy), dstate, reverse=draw(st.booleans()), assert_accurate=assert_near)

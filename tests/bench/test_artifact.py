@@ -1,0 +1,119 @@
+"""The command on a real artifact, with every backend that is installed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import serve_bench
+from ops import library
+from rdfa import cli, runtime
+from rdfa.bench.reference import PlainDetector
+from rdfa.inference.settings import PostProcessingSettings
+from tests.deploy.artifacts import tiny_artifact
+
+FAST = ("--device", "cpu", "--threads", "1", "--seconds", "0.02", "--time", "34")
+
+if not library.loaded():
+    pytest.skip(f"TorchScript needs the native library: {library.REMEDY}", allow_module_level=True)
+
+
+def run(output, *flags) -> int:
+    return cli.run(serve_bench.main, ["--artifact", str(tiny_artifact()), "--output", str(output), *FAST, *flags])
+
+
+def rows_of(output) -> dict:
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    return {(row["backend"], row["batch"]): row for row in rows}
+
+
+@pytest.mark.slow
+def test_every_backend_that_is_present_is_measured(tmp_path, capsys):
+    assert run(tmp_path) == 0, capsys.readouterr().err
+    rows = rows_of(tmp_path)
+    present = [name for name, reason in runtime.availability(tiny_artifact()).items() if reason is None]
+    assert set(rows) == {(name, batch) for name in ("eager_plain", *present) for batch in (1, 2)}
+    for (name, _), row in rows.items():
+        assert row["verdict"] == "valid"
+        assert 0 < row["parity"]["max_abs"] < 1e-4
+        assert row["detections"]["matched"] >= 0.99 * row["detections"]["reference_count"] > 0
+        assert (row["peak_memory_mb"] is None) is (name == "eager_plain")
+    assert rows["onnxruntime", 1]["peak_memory_mb"] < rows["eager", 1]["peak_memory_mb"]  # it imports no torch
+    assert rows["eager", 2]["reference"] == "eager_plain"
+    assert "torchscript" in capsys.readouterr().out
+
+
+def test_a_backend_made_slightly_wrong_exits_1_and_shows_no_speed(tmp_path, capsys, monkeypatch):
+    load = runtime.load
+
+    def tampered(artifact, backend, **options):
+        session = load(artifact, backend, **options)
+        if backend == "torchscript":
+            right = session.run
+            session.run = lambda *inputs: right(*inputs)._replace(cls_logits=right(*inputs).cls_logits + 5e-3)
+        return session
+
+    monkeypatch.setattr(runtime, "load", tampered)
+    assert run(tmp_path, "--backends", "eager,torchscript", "--batch", "1") == 1
+    shown = capsys.readouterr()
+    assert shown.err.strip().splitlines()[-1].startswith("error: torchscript: no speed shown")
+    assert "torchscript (1x34): invalid: cls_logits is off by" in " ".join(shown.out.split())
+    rows = rows_of(tmp_path)
+    assert rows["torchscript", 1]["latency_ms"] is None
+    assert rows["eager", 1]["verdict"] == "valid"
+
+
+def test_post_processing_can_be_overridden(tmp_path):
+    flags = ("--backends", "eager", "--batch", "2", "--gin_param", "PostProcessing.max_seg_num = 1")
+    assert run(tmp_path, *flags) == 0
+    assert rows_of(tmp_path)["eager", 2]["detections"]["count"] <= 2 * 3  # videos x classes
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--gin_param", "StemModule.recurrent = 2"),
+            "only PostProcessing can be set, not StemModule.recurrent",
+        ),
+        (("--backends", "onnx"), "'onnx' is unknown; valid: all, eager, torchscript, onnxruntime"),
+        (("--time", "33"), "--time 33: this artifact takes a multiple of 2"),
+    ],
+    ids=["model", "backend", "time"],
+)
+def test_wrong_invocations(tmp_path, capsys, flags, message):
+    assert run(tmp_path / "out", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class Operators(TorchDispatchMode):
+    """Names of the library's operators that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "rdfa":
+            self.names.add(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_reference_runs_plain_operators_alone_and_is_exact_in_float64():
+    plain = PlainDetector(tiny_artifact(), 1, PostProcessingSettings())
+    eager = runtime.load(tiny_artifact(), "eager", threads=1)
+    features = np.random.default_rng(0).standard_normal((1, 6, 38)).astype(np.float32)
+    mask = np.ones((1, 38), bool)
+    with Operators() as native, torch.no_grad():
+        eager.run(features, mask)
+    with Operators() as none, torch.no_grad():
+        single = plain.run(features, mask)
+        exact = plain.exact(features, mask)
+    assert native.names and not none.names
+    assert (single.cls_logits.dtype, exact.cls_logits.dtype) == (np.float32, np.float64)
+    assert 0 < np.abs(single.cls_logits - exact.cls_logits).max() < 1e-4
+    again = plain.run(features, mask)  # the weights came back from float64 unharmed
+    assert np.array_equal(single.cls_logits, again.cls_logits)
