@@ -2,9 +2,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def _one_thread():
-    """Fastest for models this small."""
+    """Fastest for models this small, most of all for the plain reference operators."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -79,17 +79,13 @@ def test_metadata_says_what_the_file_is_and_not_where_it_was_made(path):
     assert b"stack_trace" not in content
 
 
-@pytest.mark.parametrize(
-    "name, value, message", [("add_functions", lambda model: 0, "0 scans"), ("MAX_NODES", 10, "at most 10")]
-)
-def test_unexpected_graph_is_refused(path, monkeypatch, tmp_path, name, value, message):
-    """A graph with other scans than the detector's blocks, or too many nodes, would be wrong or slow: not written."""
+def test_graph_with_other_axes_is_refused(path, monkeypatch, tmp_path):
+    """An exporter that writes a traced size into an output must not pass unseen."""
     config = artifacts.tiny_config()
-    traced = onnx.load(path)
-    del traced.functions[:]
-    monkeypatch.setattr(exporter, "_trace", lambda *arguments: traced)
-    monkeypatch.setattr(exporter, name, value)
+    interface = manifests.interface(config)
+    interface["outputs"][1]["shape"][2] = 3
+    monkeypatch.setattr(exporter, "_trace", lambda *arguments: onnx.load(path))
     manifest = manifests.describe(config, ["a", "b", "c"], {})
-    with pytest.raises(RunError, match=message):
-        exporter.export(artifacts.tiny_detector(config), tmp_path / "x", manifest, manifests.interface(config), 10)
+    with pytest.raises(RunError, match="axis of offsets is 2, expected 3"):
+        exporter.export(artifacts.tiny_detector(config), tmp_path / "x", manifest, interface, 10)
     assert not (tmp_path / "x").exists()

@@ -1,5 +1,5 @@
-// Forward: per task a run of blocks of one batch element; tiles of TILE steps outside, blocks inside; the states of a block
-// in registers while its tile lasts.
+// Forward: per task a run of blocks of one batch element, tile by tile; the states of a block are in registers while its
+// tile lasts.
 #pragma once
 
 #include "selective_scan/block.h"
@@ -8,6 +8,7 @@ namespace rdfa {
 namespace RDFA_ISA {
 
 constexpr int FORWARD_STREAMS = 4;  // u, delta, z, y
+constexpr int CHUNK_TILES = 1;
 
 // NG states of one block through `count` steps; adds their share to y.
 template <int NG, bool CLAMP>
@@ -47,81 +48,98 @@ static void recur_all(int64_t states, const float* decay, float* state, const fl
   }
 }
 
-// Blocks [first, last) of one group and batch element through the whole sequence.
+// One tile of one block, [TILE][LANES] each.
+struct ForwardBuffers {
+  float dt[TILE_FLOATS], dtu[TILE_FLOATS], y[TILE_FLOATS], in[3][TILE_FLOATS];
+};
+
+static void forward_tile(const ScanArgs& args, ForwardBuffers& tile, int64_t b, int64_t channel, int width, int64_t t0,
+                         int count, const float* decay, Vec safe_step, float* state, const float* B, const float* C,
+                         int64_t row, Prefetch& prefetch) {
+  const Exponential exponential;
+  const Rows u = load_rows(args.u, b, channel, width, t0, count, tile.in[0]);
+  const Rows delta = load_rows(args.delta, b, channel, width, t0, count, tile.in[1]);
+  const Vec bias = load_channels(args.delta_bias, channel, width), skip = load_channels(args.D, channel, width);
+  Vec longest = {};
+  for (int k = 0; k < count; ++k) {
+    Vec step = delta.get(k) + bias;
+    if (args.softplus) step = softplus(exponential, step);
+    longest = max(longest, abs(step));
+    const Vec x = u.get(k);
+    store(tile.dt + k * LANES, step);
+    store(tile.dtu + k * LANES, step * x);
+    store(tile.y + k * LANES, skip * x);
+  }
+  (any_above(longest, safe_step) ? recur_all<true> : recur_all<false>)(args.states, decay, state, B, C, row, tile.dt,
+                                                                       tile.dtu, tile.y, count, prefetch);
+  const Rows out = output_rows(args.y, b, channel, width, t0, tile.y);
+  if (args.z.data != nullptr) {
+    const Rows z = load_rows(args.z, b, channel, width, t0, count, tile.in[2]);
+    for (int k = 0; k < count; ++k) {
+      const Vec gate = z.get(k);
+      out.set(k, load(tile.y + k * LANES) * (gate * sigmoid(exponential, gate)));
+    }
+  } else if (out.data != tile.y) {
+    for (int k = 0; k < count; ++k) out.set(k, load(tile.y + k * LANES));
+  }
+  store_rows(args.y, b, channel, width, t0, count, out);
+}
+
+// A run of blocks of one batch element through the whole sequence.
 static void forward_run(const ScanArgs& args, const Partition& part, int64_t b, const Run& run) {
-  const int64_t N = args.states, padded = padded_states(args);
-  const int64_t block_floats = padded * LANES;
-  Scratch scratch(run.blocks * (2 * block_floats + LANES) + 2 * TILE * padded + 6 * TILE_FLOATS);
+  // With adjacent channels all blocks share the memory pages of a tile: it goes through all of them. With adjacent steps
+  // each channel has a page of its own: a block goes through several tiles.
+  const int64_t chunk = args.u.stride_r == 1 ? TILE : CHUNK_TILES * TILE;
+  const int64_t padded = padded_states(args), block_floats = padded * LANES;
+  constexpr int64_t buffer_floats = sizeof(ForwardBuffers) / sizeof(float);
+  Scratch scratch(run.blocks * (2 * block_floats + LANES) + 2 * chunk * padded + buffer_floats);
   float* const decay = scratch.take(run.blocks * block_floats);
   float* const states = scratch.take(run.blocks * block_floats);
   float* const safe_step = scratch.take(run.blocks * LANES);
-  float* const B = scratch.take(TILE * padded);
-  float* const C = scratch.take(TILE * padded);
-  float* const dt = scratch.take(TILE_FLOATS);
-  float* const dtu = scratch.take(TILE_FLOATS);
-  float* const y = scratch.take(TILE_FLOATS);
-  float* const buffers = scratch.take(3 * TILE_FLOATS);
-  const Exponential exponential;
-
+  float* const B = scratch.take(chunk * padded);
+  float* const C = scratch.take(chunk * padded);
+  ForwardBuffers& tile = *reinterpret_cast<ForwardBuffers*>(scratch.take(buffer_floats));
   for (int64_t i = 0; i < run.blocks; ++i) {
     const Vec safe = scaled_decay(args, padded, run.channel(i), run.width(i), decay + i * block_floats);
     store(safe_step + i * LANES, safe);
   }
-  for (int64_t i = 0; i < run.blocks * block_floats; i += LANES) store(states + i, Vec{});
+  memset(states, 0, run.blocks * block_floats * sizeof(float));
 
-  for (int64_t t0 = 0; t0 < args.length; t0 += TILE) {
-    const int count = args.length - t0 < TILE ? static_cast<int>(args.length - t0) : TILE;
-    load_projection(args.B, N, padded, b, run.channel0 / (args.channels / args.B.groups), t0, count, B);
-    load_projection(args.C, N, padded, b, run.channel0 / (args.channels / args.C.groups), t0, count, C);
+  const int64_t B_group = run.channel0 / (args.channels / args.B.groups);
+  const int64_t C_group = run.channel0 / (args.channels / args.C.groups);
+  for (int64_t chunk0 = 0; chunk0 < args.length; chunk0 += chunk) {
+    const int64_t end = args.length - chunk0 < chunk ? args.length : chunk0 + chunk;
+    for (int64_t t0 = chunk0; t0 < end; t0 += TILE) {
+      const int count = end - t0 < TILE ? static_cast<int>(end - t0) : TILE;
+      load_projection(args.B, args.states, padded, b, B_group, t0, count, B + (t0 - chunk0) * padded);
+      load_projection(args.C, args.states, padded, b, C_group, t0, count, C + (t0 - chunk0) * padded);
+    }
     for (int64_t i = 0; i < run.blocks; ++i) {
-      const int64_t channel = run.channel(i);
-      const int width = run.width(i);
       float* const h = states + i * block_floats;
-      if (args.kept_states != nullptr) {
-        float* kept = kept_state(args, part, b, t0 / TILE, run.first + i);
-        for (int64_t n = 0; n < N; ++n) store(kept + n * STATE_LANES, load(h + n * LANES));
-      }
-      const bool more = i + 1 < run.blocks;
-      const int64_t next_channel = more ? run.channel(i + 1) : run.channel0, next_t0 = more ? t0 : t0 + TILE;
-      Prefetch prefetch;
-      prefetch.add(args.u, b, next_channel, next_t0);
-      prefetch.add(args.delta, b, next_channel, next_t0);
-      prefetch.add(args.y, b, next_channel, next_t0);
-      prefetch.add(args.z, b, next_channel, next_t0);
-      prefetch.fill(FORWARD_STREAMS);
-
-      const Rows u = load_rows(args.u, b, channel, width, t0, count, buffers);
-      const Rows delta = load_rows(args.delta, b, channel, width, t0, count, buffers + TILE_FLOATS);
-      const Vec bias = load_channels(args.delta_bias, channel, width), skip = load_channels(args.D, channel, width);
-      Vec longest = {};
-      for (int k = 0; k < count; ++k) {
-        Vec step = delta.get(k) + bias;
-        if (args.softplus) step = softplus(exponential, step);
-        longest = max(longest, abs(step));
-        const Vec x = u.get(k);
-        store(dt + k * LANES, step);
-        store(dtu + k * LANES, step * x);
-        store(y + k * LANES, skip * x);
-      }
-      const bool clamp = any_above(longest, load(safe_step + i * LANES));
-      (clamp ? recur_all<true> : recur_all<false>)(N, decay + i * block_floats, h, B, C, padded, dt, dtu, y, count,
-                                                   prefetch);
-      Rows out = output_rows(args.y, b, channel, width, t0, y);
-      if (args.z.data != nullptr) {
-        const Rows z = load_rows(args.z, b, channel, width, t0, count, buffers + 2 * TILE_FLOATS);
-        for (int k = 0; k < count; ++k) {
-          const Vec gate = z.get(k);
-          out.set(k, load(y + k * LANES) * (gate * sigmoid(exponential, gate)));
+      for (int64_t t0 = chunk0; t0 < end; t0 += TILE) {
+        if (args.kept_states != nullptr) {
+          float* kept = kept_state(args, part, b, t0 / TILE, run.first + i);
+          for (int64_t n = 0; n < args.states; ++n) store(kept + n * STATE_LANES, load(h + n * LANES));
         }
-      } else if (out.data != y) {
-        for (int k = 0; k < count; ++k) out.set(k, load(y + k * LANES));
+        const bool same_block = t0 + TILE < end, same_chunk = same_block || i + 1 < run.blocks;
+        const int64_t next_channel = run.channel(same_block ? i : same_chunk ? i + 1 : 0);
+        const int64_t next_t0 = same_block ? t0 + TILE : same_chunk ? chunk0 : end;
+        Prefetch prefetch;
+        prefetch.add(args.u, b, next_channel, next_t0);
+        prefetch.add(args.delta, b, next_channel, next_t0);
+        prefetch.add(args.y, b, next_channel, next_t0);
+        prefetch.add(args.z, b, next_channel, next_t0);
+        prefetch.fill(FORWARD_STREAMS);
+        const int count = end - t0 < TILE ? static_cast<int>(end - t0) : TILE;
+        const int64_t at = (t0 - chunk0) * padded;
+        forward_tile(args, tile, b, run.channel(i), run.width(i), t0, count, decay + i * block_floats,
+                     load(safe_step + i * LANES), h, B + at, C + at, padded, prefetch);
       }
-      store_rows(args.y, b, channel, width, t0, count, out);
     }
   }
   for (int64_t i = 0; i < run.blocks; ++i) {
-    const int64_t channel = run.channel(i);
-    store_states(args.last_state + b * args.channels * N, N, channel, run.width(i), states + i * block_floats);
+    float* const last_state = args.last_state + b * args.channels * args.states;
+    store_states(last_state, args.states, run.channel(i), run.width(i), states + i * block_floats);
   }
 }
 
