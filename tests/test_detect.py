@@ -34,15 +34,6 @@ def write_run(folder, *params):
     return folder
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """So small a detector gains nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run"), "PostProcessing.max_seg_num = 10")

@@ -48,7 +48,7 @@ def test_sizes_are_never_traced_and_fit_the_detector(config):
 
 
 def test_truth_is_the_golden_output_in_float64():
-    """The truth of a check is made of random features; here it gets those of a golden case."""
+    """What checks compare with, the untouched detector in float64, given a golden input."""
     meta, case = rebuild.case_meta("small_d"), rebuild.load_npz("model_small_d")
     features, mask = map(torch.from_numpy, rebuild.case_input(meta))
     exact = artifacts.golden_detector("small_d").double()

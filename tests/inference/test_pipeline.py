@@ -22,15 +22,6 @@ CHANNELS, MAX_SEQ_LEN, MULTIPLE = 3, 32, 8
 POST = PostProcessingSettings(nms_method="none", pre_nms_thresh=0.5)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """So small a detector gains nothing from threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def open_dataset(tmp_path):
     """A data set of videos with the given numbers of clips, durations and frame rate."""

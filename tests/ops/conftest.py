@@ -25,15 +25,6 @@ def isa(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    """One thread, which is fastest for small tests; a test may set another number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def relative_rms(value, truth):
     """Root mean square of the difference, in units of that of the truth."""
     difference = (value.double() - truth.double()).square().mean().sqrt()

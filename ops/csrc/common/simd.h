@@ -74,46 +74,63 @@ RDFA_INLINE void store_bf16(uint16_t* p, Vec v) {
   *reinterpret_cast<HalfVecUnaligned*>(p) = __builtin_convertvector(kept >> 16, HalfVec);
 }
 
-// In-place transposition of LANES vectors: exchange blocks of 1, 2, 4, ... lanes.
-template <int WIDTH>
-RDFA_INLINE void transpose_stage(Vec (&rows)[LANES]) {
-  IntVec low, high;
+// Lanes of x and y in turn, from the lower or upper half of every 4 lanes; single lanes (1) or pairs of them (2).
+template <int WIDTH, bool UPPER>
+RDFA_INLINE Vec interleave(Vec x, Vec y) {
+  IntVec from;
   for (int i = 0; i < LANES; ++i) {
-    low[i] = (i & WIDTH) ? LANES + i - WIDTH : i;
-    high[i] = (i & WIDTH) ? LANES + i : i + WIDTH;
+    const int chunk = i / 4 * 4 + 2 * UPPER, j = i % 4;
+    from[i] = WIDTH == 1 ? chunk + j / 2 + j % 2 * LANES : chunk + j % 2 + j / 2 * LANES;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < LANES; ++i) {
-    if (i & WIDTH) continue;
-    const Vec first = rows[i], second = rows[i + WIDTH];
-    rows[i] = __builtin_shuffle(first, second, low);
-    rows[i + WIDTH] = __builtin_shuffle(first, second, high);
-  }
+  return __builtin_shuffle(x, y, from);
 }
+// Every second chunk of 4 lanes of x, then of y.
+template <int FIRST>
+RDFA_INLINE Vec every_second(Vec x, Vec y) {
+  IntVec from;
+  for (int i = 0; i < LANES; ++i) from[i] = (i / 4 * 2 + FIRST) * 4 + i % 4;
+  return __builtin_shuffle(x, y, from);
+}
+// In-place transposition of LANES vectors: of 4 x 4 values within chunks, then of the chunks.
 RDFA_INLINE void transpose(Vec (&rows)[LANES]) {
-  transpose_stage<1>(rows);
-  transpose_stage<2>(rows);
-#if RDFA_LANES >= 8
-  transpose_stage<4>(rows);
-#endif
+#pragma GCC unroll 4
+  for (int i = 0; i < LANES; i += 4) {
+    const Vec a = interleave<1, false>(rows[i], rows[i + 1]), b = interleave<1, true>(rows[i], rows[i + 1]);
+    const Vec c = interleave<1, false>(rows[i + 2], rows[i + 3]), d = interleave<1, true>(rows[i + 2], rows[i + 3]);
+    rows[i] = interleave<2, false>(a, c);
+    rows[i + 1] = interleave<2, true>(a, c);
+    rows[i + 2] = interleave<2, false>(b, d);
+    rows[i + 3] = interleave<2, true>(b, d);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
 #if RDFA_LANES == 16
-  transpose_stage<8>(rows);
+    const Vec a = every_second<0>(rows[i], rows[i + 4]), b = every_second<1>(rows[i], rows[i + 4]);
+    const Vec c = every_second<0>(rows[i + 8], rows[i + 12]), d = every_second<1>(rows[i + 8], rows[i + 12]);
+    rows[i] = every_second<0>(a, c);
+    rows[i + 4] = every_second<0>(b, d);
+    rows[i + 8] = every_second<1>(a, c);
+    rows[i + 12] = every_second<1>(b, d);
+#elif RDFA_LANES == 8
+    const Vec a = rows[i], b = rows[i + 4];
+    rows[i] = every_second<0>(a, b);
+    rows[i + 4] = every_second<1>(a, b);
 #endif
+  }
 }
 
-// Sums across lanes of several vectors at once. `add_pairs<WIDTH>(x, y)` with WIDTH = 1, 2, 4 in turn, over a tree of vectors,
-// leaves in lane i of the last one a part of the sum of vector i modulo their number; with equal parts LANES / number apart.
+// Sums across lanes of several vectors at once. `add_pairs<WIDTH>(x, y)` with WIDTH = 1, 2, 4 in turn, over a tree of
+// vectors, leaves LANES / number parts of each sum in the last one, 4 lanes apart; see `first_part`.
 template <int WIDTH>
 RDFA_INLINE Vec add_pairs(Vec x, Vec y) {
-  IntVec low, high;
-  for (int i = 0; i < LANES; ++i) {
-    const int chunk = i / 4 * 4, j = i % 4;
-    if (WIDTH == 1) low[i] = chunk + j / 2 + j % 2 * LANES, high[i] = low[i] + 2;
-    if (WIDTH == 2) low[i] = chunk + j % 2 + j / 2 * LANES, high[i] = low[i] + 2;
-    if (WIDTH == 4) low[i] = (i & 4) ? LANES + i - 4 : i, high[i] = low[i] + 4;
+  if constexpr (WIDTH == 4) {
+    return every_second<0>(x, y) + every_second<1>(x, y);
+  } else {
+    return interleave<WIDTH, false>(x, y) + interleave<WIDTH, true>(x, y);
   }
-  return __builtin_shuffle(x, y, low) + __builtin_shuffle(x, y, high);
 }
+
+RDFA_INLINE int first_part(int i, int number) { return i / 4 * 4 * (LANES / number) + i % 4; }
 
 // 2^(x / STEPS): the nearest integer to x comes from adding 1.5 * 2^23, the rest r in [-0.5, 0.5] from a polynomial.
 // With 32 registers, 2^(j/32) comes from a table in two of them and degree 3 suffices; otherwise degree 5. Degree 2 with the

@@ -178,9 +178,10 @@ static void finish_lanes(const float* vectors, int count, int64_t states, int64_
                          int64_t step) {
   for (int k = 0; k < count; ++k) {
     for (int64_t n = 0; n < states; ++n) {
-      const float* parts = vectors + (k * padded + n) / BACKWARD_GROUP * LANES + n % BACKWARD_GROUP;
+      const float* parts = vectors + (k * padded + n) / BACKWARD_GROUP * LANES;
+      parts += first_part(n % BACKWARD_GROUP, BACKWARD_GROUP);
       float sum = constant ? out[n] : 0.0f;
-      for (int i = 0; i < LANES; i += BACKWARD_GROUP) sum += parts[i];
+      for (int i = 0; i < LANES / BACKWARD_GROUP; ++i) sum += parts[4 * i];
       out[k * step + n] = sum;
     }
   }

@@ -8,7 +8,6 @@ namespace rdfa {
 namespace RDFA_ISA {
 
 constexpr int FORWARD_STREAMS = 4;  // u, delta, z, y
-constexpr int CHUNK_TILES = 1;
 
 // NG states of one block through `count` steps; adds their share to y.
 template <int NG, bool CLAMP>
@@ -87,17 +86,14 @@ static void forward_tile(const ScanArgs& args, ForwardBuffers& tile, int64_t b, 
 
 // A run of blocks of one batch element through the whole sequence.
 static void forward_run(const ScanArgs& args, const Partition& part, int64_t b, const Run& run) {
-  // With adjacent channels all blocks share the memory pages of a tile: it goes through all of them. With adjacent steps
-  // each channel has a page of its own: a block goes through several tiles.
-  const int64_t chunk = args.u.stride_r == 1 ? TILE : CHUNK_TILES * TILE;
   const int64_t padded = padded_states(args), block_floats = padded * LANES;
   constexpr int64_t buffer_floats = sizeof(ForwardBuffers) / sizeof(float);
-  Scratch scratch(run.blocks * (2 * block_floats + LANES) + 2 * chunk * padded + buffer_floats);
+  Scratch scratch(run.blocks * (2 * block_floats + LANES) + 2 * TILE * padded + buffer_floats);
   float* const decay = scratch.take(run.blocks * block_floats);
   float* const states = scratch.take(run.blocks * block_floats);
   float* const safe_step = scratch.take(run.blocks * LANES);
-  float* const B = scratch.take(chunk * padded);
-  float* const C = scratch.take(chunk * padded);
+  float* const B = scratch.take(TILE * padded);
+  float* const C = scratch.take(TILE * padded);
   ForwardBuffers& tile = *reinterpret_cast<ForwardBuffers*>(scratch.take(buffer_floats));
   for (int64_t i = 0; i < run.blocks; ++i) {
     const Vec safe = scaled_decay(args, padded, run.channel(i), run.width(i), decay + i * block_floats);
@@ -107,34 +103,26 @@ static void forward_run(const ScanArgs& args, const Partition& part, int64_t b, 
 
   const int64_t B_group = run.channel0 / (args.channels / args.B.groups);
   const int64_t C_group = run.channel0 / (args.channels / args.C.groups);
-  for (int64_t chunk0 = 0; chunk0 < args.length; chunk0 += chunk) {
-    const int64_t end = args.length - chunk0 < chunk ? args.length : chunk0 + chunk;
-    for (int64_t t0 = chunk0; t0 < end; t0 += TILE) {
-      const int count = end - t0 < TILE ? static_cast<int>(end - t0) : TILE;
-      load_projection(args.B, args.states, padded, b, B_group, t0, count, B + (t0 - chunk0) * padded);
-      load_projection(args.C, args.states, padded, b, C_group, t0, count, C + (t0 - chunk0) * padded);
-    }
+  for (int64_t t0 = 0; t0 < args.length; t0 += TILE) {
+    const int count = args.length - t0 < TILE ? static_cast<int>(args.length - t0) : TILE;
+    load_projection(args.B, args.states, padded, b, B_group, t0, count, B);
+    load_projection(args.C, args.states, padded, b, C_group, t0, count, C);
     for (int64_t i = 0; i < run.blocks; ++i) {
       float* const h = states + i * block_floats;
-      for (int64_t t0 = chunk0; t0 < end; t0 += TILE) {
-        if (args.kept_states != nullptr) {
-          float* kept = kept_state(args, part, b, t0 / TILE, run.first + i);
-          for (int64_t n = 0; n < args.states; ++n) store(kept + n * STATE_LANES, load(h + n * LANES));
-        }
-        const bool same_block = t0 + TILE < end, same_chunk = same_block || i + 1 < run.blocks;
-        const int64_t next_channel = run.channel(same_block ? i : same_chunk ? i + 1 : 0);
-        const int64_t next_t0 = same_block ? t0 + TILE : same_chunk ? chunk0 : end;
-        Prefetch prefetch;
-        prefetch.add(args.u, b, next_channel, next_t0);
-        prefetch.add(args.delta, b, next_channel, next_t0);
-        prefetch.add(args.y, b, next_channel, next_t0);
-        prefetch.add(args.z, b, next_channel, next_t0);
-        prefetch.fill(FORWARD_STREAMS);
-        const int count = end - t0 < TILE ? static_cast<int>(end - t0) : TILE;
-        const int64_t at = (t0 - chunk0) * padded;
-        forward_tile(args, tile, b, run.channel(i), run.width(i), t0, count, decay + i * block_floats,
-                     load(safe_step + i * LANES), h, B + at, C + at, padded, prefetch);
+      if (args.kept_states != nullptr) {
+        float* kept = kept_state(args, part, b, t0 / TILE, run.first + i);
+        for (int64_t n = 0; n < args.states; ++n) store(kept + n * STATE_LANES, load(h + n * LANES));
       }
+      const bool more = i + 1 < run.blocks;
+      const int64_t next_channel = run.channel(more ? i + 1 : 0), next_t0 = more ? t0 : t0 + TILE;
+      Prefetch prefetch;
+      prefetch.add(args.u, b, next_channel, next_t0);
+      prefetch.add(args.delta, b, next_channel, next_t0);
+      prefetch.add(args.y, b, next_channel, next_t0);
+      prefetch.add(args.z, b, next_channel, next_t0);
+      prefetch.fill(FORWARD_STREAMS);
+      forward_tile(args, tile, b, run.channel(i), run.width(i), t0, count, decay + i * block_floats,
+                   load(safe_step + i * LANES), h, B, C, padded, prefetch);
     }
   }
   for (int64_t i = 0; i < run.blocks; ++i) {
