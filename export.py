@@ -16,7 +16,6 @@ from the detector at any of three sizes that were not traced ends the export wit
 import argparse
 import sys
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _table(manifest: dict) -> Table:
-    table = Table(title="largest difference from the detector in float64, at (batch, time)", box=box.SIMPLE)
+    table = Table(title="largest difference from the detector in float64, at (batch, time)", box=None, padding=(0, 1))
     for heading in ("format", "file", "size"):
         table.add_column(heading, justify="right" if heading == "size" else "left")
     checked = [entry for entry in manifest["files"].values() if "parity" in entry]

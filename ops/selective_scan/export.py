@@ -100,7 +100,7 @@ def function(given: dict[str, bool], delta_softplus: bool, reverse: bool) -> "on
     states = body("Shape", A, start=1, end=2)
     A = body("Reshape", A, body("Concat", groups, body.ints(-1), states, axis=0))
     A = body("Transpose", A, perm=[0, 2, 1])
-    h0 = body("Expand", body("Mul", A, body.floats(0.0)), body("Concat", batch, body("Shape", A), axis=0))
+    h0 = body("Expand", body.floats(0.0), body("Concat", batch, body("Shape", A), axis=0))
     steps = [steps_dt, steps_dtu, steps_B, steps_C]
     if reverse:
         steps = [_flip_time(body, values) for values in steps]

@@ -1,15 +1,36 @@
 """What the tests of the operators share: poisoned allocations everywhere, and a run for each instruction set."""
 
+import sys
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ops import library
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_allocations(monkeypatch):
-    """Whatever the library allocates is NaN first: an element that a kernel forgets to write fails the test."""
+    """Whatever the library or the package allocates is NaN first: an element that a kernel forgets fails the test."""
     monkeypatch.setenv("RDFA_POISON_ALLOCATIONS", "1")
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+    ):
+        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+def _poisoned(allocate):
+    def wrapper(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        from_package = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "ops"
+        if from_package and tensor.is_floating_point() and not isinstance(tensor, FakeTensor):
+            tensor.fill_(float("nan"))
+        return tensor
+
+    return wrapper
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])

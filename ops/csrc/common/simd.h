@@ -133,8 +133,8 @@ RDFA_INLINE Vec add_pairs(Vec x, Vec y) {
 RDFA_INLINE int first_part(int i, int number) { return i / 4 * 4 * (LANES / number) + i % 4; }
 
 // 2^(x / STEPS): the nearest integer to x comes from adding 1.5 * 2^23, the rest r in [-0.5, 0.5] from a polynomial.
-// With 32 registers, 2^(j/32) comes from a table in two of them and degree 3 suffices; otherwise degree 5. Degree 2 with the
-// table is 7 % faster but its error is the same at every step of a slow decay and adds up to 1e-6.
+// With 32 registers, 2^(j/32) comes from a table in two of them and degree 3 suffices, otherwise degree 5. Degree 2
+// with the table is 7 % faster, but its error is the same at every step of a slow decay and adds up to 1e-6.
 constexpr float ROUND = 12582912.0f;
 #if RDFA_LANES == 16
 constexpr int STEPS = 32;
@@ -173,7 +173,7 @@ struct Exponential {
 #endif
   }
 
-  // 2^(x / STEPS). Without CLAMP x must lie within +-EXP_SAFE; with it small results stop at 2^-126, large ones are inf.
+  // 2^(x / STEPS). Without CLAMP x must lie within +-EXP_SAFE; with it results stop at 2^-126 below and are inf above.
   template <bool CLAMP>
   RDFA_MEMBER Vec exp2_steps(Vec x) const {
     if (CLAMP) x = min(splat(EXP_HIGH), max(splat(EXP_LOW), x));
@@ -192,7 +192,8 @@ struct Exponential {
 #endif
   }
 
-  // e^x with the argument reduced in two parts: relative error 1e-7 for every x, where EXP_SCALE * x would lose |x| ulps.
+  // e^x for -87 <= x <= 88 and as at these ends beyond. The argument is reduced in two parts: relative error 1e-7 for
+  // every x, where EXP_SCALE * x would lose |x| ulps.
   // It stops at 2^-126 and just below 2^128, where a last bit above 1 in the polynomial would turn infinity into NaN.
   RDFA_MEMBER Vec exp(Vec x) const {
     constexpr float HIGH = 0.693359375f / STEPS, LOW = -2.12194440e-4f / STEPS;
@@ -212,7 +213,7 @@ struct Exponential {
   }
 };
 
-// log(1 + e^x) = max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(-|x|), which keeps the relative accuracy of small results.
+// log(1 + e^x) = max(x, 0) + 2 atanh(e / (2 + e)) with e = exp(-|x|): small results keep their relative accuracy.
 struct Softplus {
   Vec value, slope;
 };

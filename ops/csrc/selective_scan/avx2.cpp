@@ -1,4 +1,5 @@
-// The selective scan for one instruction set; see common/simd.h.
+// The selective scan for one instruction set; see common/simd.h. Contraction is off because the exponential counts on
+// its sums being rounded; products that may be fused say so.
 #if defined(__x86_64__)
 #pragma GCC target("avx2,fma")
 #pragma GCC optimize("fp-contract=off")

@@ -1,8 +1,9 @@
-// Backward: per task one slab of channels of one batch element; tiles from the last to the first outside, blocks inside.
-// A tile is recomputed from its kept state, which leaves a_t and h_t in the first-level cache, and then swept backwards:
+// Backward: per task one slab of channels of one batch element, tiles from the last to the first, all blocks in each. A
+// tile is recomputed from its kept state, which leaves a_t and h_t in the first-level cache, and then swept backwards:
 //   dh_t = C_t g_t + a_{t+1} dh_{t+1},  dC_t = g_t h_t,  dB_t = dt_t u_t dh_t,  d(dt_t u_t) = B_t dh_t,
 //   q_t = a_t dh_t h_{t-1},  dA = sum_t dt_t q_t,  d(dt_t) = A q_t + u_t d(dt_t u_t)        with g the gradient of y
-// dB and dC are sums over channels: added across lanes at once, a few states together, so that their memory stays small.
+// dB and dC are sums over channels: added across lanes at once, a few states together, so that their memory stays
+// small.
 #pragma once
 
 #include "selective_scan/block.h"
@@ -140,8 +141,8 @@ static void backward_tile(const ScanArgs& args, TileBuffers& tile, const BlockSu
   for (int64_t n = 0; n < args.states; n += BACKWARD_GROUP) {
     const int64_t at = n * LANES, left = args.states - n;
     const int start_rows = left < BACKWARD_GROUP ? static_cast<int>(left) : BACKWARD_GROUP;
-    (clamp ? recompute<true> : recompute<false>)(tile, sums.decay + at, kept + n * STATE_LANES, start_rows, B + n, C + n,
-                                                 row, count, n == 0, prefetch);
+    (clamp ? recompute<true> : recompute<false>)(tile, sums.decay + at, kept + n * STATE_LANES, start_rows, B + n,
+                                                 C + n, row, count, n == 0, prefetch);
     const int64_t vector = n / BACKWARD_GROUP * LANES;
     sweep(tile, sums.decay + at, sums.adjoint + at, sums.grad_A + at, B + n, C + n, row, grad_B + vector,
           grad_C + vector, count);
@@ -172,8 +173,8 @@ static void backward_tile(const ScanArgs& args, TileBuffers& tile, const BlockSu
   if (gated) store_rows(args.grad_z, b, channel, width, t0, count, grad_z);
 }
 
-// Ends the sums of `sweep`: `vectors` [count][padded / BACKWARD_GROUP][LANES] into rows of N that are `step` apart, added to
-// what is there when they are constant.
+// Ends the sums of `sweep`: `vectors` [count][padded / BACKWARD_GROUP][LANES] into rows of N that are `step` apart,
+// added to what is there when they are constant.
 static void finish_lanes(const float* vectors, int count, int64_t states, int64_t padded, bool constant, float* out,
                          int64_t step) {
   for (int k = 0; k < count; ++k) {
@@ -234,7 +235,8 @@ static void backward_slab(const ScanArgs& args, const Partition& part, int64_t b
       const bool more = i + 1 < run.blocks;
       const int64_t next_channel = more ? run.channel(i + 1) : run.channel0, next_t0 = more ? t0 : t0 - TILE;
       Prefetch prefetch;
-      const Matrix* const streams[BACKWARD_STREAMS] = {&args.u, &args.delta, &args.grad_y, &args.z, &args.grad_u, &args.grad_delta, &args.grad_z};
+      const Matrix* const streams[BACKWARD_STREAMS] = {&args.u,      &args.delta,      &args.grad_y, &args.z,
+                                                       &args.grad_u, &args.grad_delta, &args.grad_z};
       for (const Matrix* m : streams) {
         prefetch.add(*m, b, next_channel, next_t0);
       }

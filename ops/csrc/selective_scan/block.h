@@ -23,7 +23,8 @@ struct Run {
   int width(int64_t i) const { return end - channel(i) < LANES ? static_cast<int>(end - channel(i)) : LANES; }
 };
 
-// exp(dt A) is computed as 2^(dt A'), A' = EXP_SCALE A. Fills A' of a block and returns up to which |dt| no clamping is needed.
+// exp(dt A) is computed as 2^(dt A' / STEPS), A' = EXP_SCALE A. Fills A' of a block and returns the |dt| up to which no
+// clamping is needed.
 RDFA_INLINE Vec scaled_decay(const ScanArgs& args, int64_t padded, int64_t channel, int width, float* scaled) {
   load_states(args.A, 0, args.states, padded, channel, width, scaled);
   Vec largest = {};

@@ -1,5 +1,5 @@
-// Forward: per task a run of blocks of one batch element, tile by tile; the states of a block are in registers while its
-// tile lasts.
+// Forward: per task a run of blocks of one batch element, tile by tile; the states of a block are in registers while
+// its tile lasts.
 #pragma once
 
 #include "selective_scan/block.h"
@@ -76,7 +76,7 @@ static void forward_tile(const ScanArgs& args, ForwardBuffers& tile, int64_t b, 
     const Rows z = load_rows(args.z, b, channel, width, t0, count, tile.in[2]);
     for (int k = 0; k < count; ++k) {
       const Vec gate = z.get(k);
-      out.set(k, load(tile.y + k * LANES) * (gate * sigmoid(exponential, gate)));
+      out.set(k, load(tile.y + k * LANES) * gate / (splat(1.0f) + exponential.exp(-gate)));
     }
   } else if (out.data != tile.y) {
     for (int k = 0; k < count; ++k) out.set(k, load(tile.y + k * LANES));

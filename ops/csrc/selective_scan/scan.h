@@ -9,9 +9,12 @@
 
 namespace rdfa {
 
-constexpr int TILE = 16;           // time steps worked on at once; the training forward keeps the state at every tile's start
-constexpr int STATE_LANES = 16;    // channels that lie together in the kept states, on every instruction set
-constexpr int SLAB_CHANNELS = 128; // channels whose share of dB and dC one task of the backward sums: never depends on threads
+// Time steps worked on at once; the training forward keeps the state at the start of every tile.
+constexpr int TILE = 16;
+// Channels that lie together in the kept states, on every instruction set.
+constexpr int STATE_LANES = 16;
+// Channels whose share of dB and dC one task of the backward sums; fixed, so that no result depends on the threads.
+constexpr int SLAB_CHANNELS = 128;
 
 // A [B, rows, L] array of float32 or bfloat16 with any strides (in elements). Time running backwards is a negative
 // stride_t and `data` at the last step.
@@ -21,8 +24,8 @@ struct Matrix {
   bool bf16 = false;
 };
 
-// B or C: [B, groups, N, L]; the rows of `matrix` are the N states of one group. A constant matrix [D, N] is one group per
-// channel with stride_t = 0, and its gradient is summed over time.
+// B or C: [B, groups, N, L]; the rows of `matrix` are the N states of one group. A constant matrix [D, N] is one group
+// per channel with stride_t = 0, and its gradient is summed over time.
 struct Projection {
   Matrix matrix;
   int64_t stride_g = 0, groups = 1;
@@ -40,7 +43,7 @@ struct ScanArgs {
   // forward
   Matrix y;
   float* last_state;   // [B, D, N]
-  float* kept_states;  // [B, tiles, blocks, N, STATE_LANES]; the forward writes it unless null
+  float* kept_states;  // [B, tiles, wide blocks, N, STATE_LANES]; the forward writes it unless null
 
   // backward
   Matrix grad_y, grad_u, grad_delta, grad_z;
@@ -49,6 +52,8 @@ struct ScanArgs {
   float *grad_A, *grad_D, *grad_delta_bias;  // [B, D, N], [B, D], [B, D]
   float *grad_B, *grad_C;                    // [B, slabs, L or 1 when constant, N]
 };
+
+namespace {  // each instruction set compiles its own copy, and none may serve another
 
 // Channels are cut into blocks of one vector, groups never sharing a block.
 struct Partition {
@@ -60,6 +65,8 @@ struct Partition {
         blocks_per_group((group_channels + lanes - 1) / lanes),
         lanes(lanes) {}
   int64_t blocks() const { return groups * blocks_per_group; }
+  // Kept states are cut alike, into blocks of STATE_LANES channels.
+  int64_t wide_blocks_per_group() const { return (group_channels + STATE_LANES - 1) / STATE_LANES; }
   int64_t slabs_per_group() const { return (group_channels + SLAB_CHANNELS - 1) / SLAB_CHANNELS; }
   int64_t slabs() const { return groups * slabs_per_group(); }
   int64_t channel(int64_t block) const {  // the first of a block
@@ -67,6 +74,8 @@ struct Partition {
   }
   int64_t end_of_group(int64_t block) const { return (block / blocks_per_group + 1) * group_channels; }
 };
+
+}  // namespace
 
 // Tasks [begin, end): of the forward batch * blocks, of the backward batch * slabs.
 #define RDFA_DECLARE_SCAN(isa)                                             \

@@ -74,8 +74,8 @@ static Rows load_rows(const Matrix& m, T* p, int width, int64_t t0, int count, f
   return rows;
 }
 
-// Channels r0 .. r0 + width at steps t0 .. t0 + count, zeros in the lanes beyond. The rows lie in `buffer` (TILE_FLOATS),
-// or in the array itself where its layout is that of rows.
+// Channels r0 .. r0 + width at steps t0 .. t0 + count, zeros in the lanes beyond. The rows lie in `buffer`
+// (TILE_FLOATS), or in the array itself where its layout is that of rows.
 static Rows load_rows(const Matrix& m, int64_t b, int64_t r0, int width, int64_t t0, int count, float* buffer) {
   const int64_t offset = b * m.stride_b + r0 * m.stride_r + t0 * m.stride_t;
   return m.bf16 ? load_rows(m, static_cast<uint16_t*>(m.data) + offset, width, t0, count, buffer)
@@ -116,7 +116,8 @@ static void store_rows(const Matrix& m, T* p, int width, int count, const Rows& 
   }
 }
 
-RDFA_INLINE void store_rows(const Matrix& m, int64_t b, int64_t r0, int width, int64_t t0, int count, const Rows& rows) {
+RDFA_INLINE void store_rows(const Matrix& m, int64_t b, int64_t r0, int width, int64_t t0, int count,
+                            const Rows& rows) {
   const int64_t offset = b * m.stride_b + r0 * m.stride_r + t0 * m.stride_t;
   if (m.bf16) {
     store_rows(m, static_cast<uint16_t*>(m.data) + offset, width, count, rows);
@@ -160,7 +161,9 @@ static void load_states(const Matrix& array, int64_t b, int64_t states, int64_t 
     const int64_t left = states - n;
     const int count = left < TILE ? static_cast<int>(left) : TILE;
     const Rows rows = load_rows(array, b, channel, width, n, count, buffer);
-    for (int k = 0; k < TILE && n + k < padded_states; ++k) store(out + (n + k) * LANES, k < count ? rows.get(k) : Vec{});
+    for (int k = 0; k < TILE && n + k < padded_states; ++k) {
+      store(out + (n + k) * LANES, k < count ? rows.get(k) : Vec{});
+    }
   }
 }
 static void store_states(float* array, int64_t states, int64_t channel, int width, float* in) {
@@ -174,7 +177,7 @@ static void store_states(float* array, int64_t states, int64_t channel, int widt
 // The state of a block at the start of a tile, inside `kept_states`: rows of STATE_LANES floats.
 RDFA_INLINE float* kept_state(const ScanArgs& args, const Partition& part, int64_t b, int64_t tile, int64_t block) {
   const int64_t tiles = (args.length + TILE - 1) / TILE;
-  const int64_t wide_per_group = (part.group_channels + STATE_LANES - 1) / STATE_LANES;
+  const int64_t wide_per_group = part.wide_blocks_per_group();
   const int64_t group = block / part.blocks_per_group, lane = block % part.blocks_per_group * LANES;
   const int64_t wide_block = group * wide_per_group + lane / STATE_LANES;
   const int64_t row = ((b * tiles + tile) * part.groups * wide_per_group + wide_block) * args.states;

@@ -21,7 +21,7 @@ Matrix matrix(const Tensor& t, int64_t stride_b, int64_t stride_r, int64_t strid
   return {const_cast<void*>(t.const_data_ptr()), stride_b, stride_r, stride_t, t.scalar_type() == ScalarType::BFloat16};
 }
 
-// A large new tensor is written once, and the kernel would hand out its memory in pages of 4 KB: a third of the time of a
+// The memory of a large new tensor comes from the system in pages of 4 KB, which can take a third of the time of a
 // backward. Asking for large pages is a hint that costs nothing where it is refused.
 Tensor with_large_pages(Tensor t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -36,14 +36,18 @@ Tensor with_large_pages(Tensor t) {
   return t;
 }
 
-// A [B, D, L] tensor; read or written from its end when reversed.
-Matrix sequence(const Tensor& t, bool reverse) {
-  Matrix m = matrix(t, t.stride(0), t.stride(1), t.stride(2));
-  if (reverse && t.numel() > 0) {
-    m.data = static_cast<char*>(m.data) + (t.size(2) - 1) * m.stride_t * static_cast<int64_t>(t.element_size());
-    m.stride_t = -m.stride_t;
-  }
+// The same array with time, its last dimension, running backwards.
+Matrix reversed(const Tensor& t, Matrix m) {
+  if (t.numel() == 0) return m;
+  m.data = static_cast<char*>(m.data) + (t.size(t.dim() - 1) - 1) * m.stride_t * static_cast<int64_t>(t.element_size());
+  m.stride_t = -m.stride_t;
   return m;
+}
+
+// A [B, D, L] tensor.
+Matrix sequence(const Tensor& t, bool reverse) {
+  const Matrix m = matrix(t, t.stride(0), t.stride(1), t.stride(2));
+  return reverse ? reversed(t, m) : m;
 }
 
 Projection projection(const char* name, const Tensor& t, int64_t B, int64_t D, int64_t N, int64_t L, bool reverse) {
@@ -68,10 +72,7 @@ Projection projection(const char* name, const Tensor& t, int64_t B, int64_t D, i
   p.matrix = matrix(t, t.stride(0), t.stride(2), t.stride(3));
   p.stride_g = t.stride(1);
   p.groups = t.size(1);
-  if (reverse && t.numel() > 0) {
-    p.matrix.data = static_cast<char*>(p.matrix.data) + (L - 1) * t.stride(3) * static_cast<int64_t>(t.element_size());
-    p.matrix.stride_t = -p.matrix.stride_t;
-  }
+  if (reverse) p.matrix = reversed(t, p.matrix);
   return p;
 }
 
@@ -90,8 +91,8 @@ struct Call {
   ScanArgs args{};
   std::vector<float> D, delta_bias;
 
-  Call(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D_,
-       const OptionalTensor& z, const OptionalTensor& bias, bool softplus, bool reverse) {
+  Call(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+       const OptionalTensor& D_, const OptionalTensor& z, const OptionalTensor& bias, bool softplus, bool reverse) {
     STD_TORCH_CHECK(u.dim() == 3, "u has shape ", shape_string(u), ", expected [B, D, L]");
     const int64_t batch = u.size(0), channels = u.size(1), length = u.size(2);
     STD_TORCH_CHECK(A.dim() == 2 && A.size(0) == channels && A.size(1) >= 1 && A.size(1) <= MAX_STATES, "A has shape ",
@@ -134,18 +135,17 @@ struct Call {
   }
 };
 
-std::tuple<Tensor, Tensor> forward(Call& call, const Tensor& u, Tensor* kept_states, bool reverse) {
+std::tuple<Tensor, Tensor> forward(Call& call, const Tensor& u, Tensor* kept_states) {
   ScanArgs& args = call.args;
   Tensor y = with_large_pages(
       allocate_bdl(args.batch, args.channels, args.length, is_channels_last(u), u.scalar_type()));
   Tensor last_state = allocate({args.batch, args.channels, args.states}, ScalarType::Float);
-  args.y = sequence(y, reverse);
+  args.y = sequence(y, args.reverse);
   args.last_state = static_cast<float*>(last_state.mutable_data_ptr());
   const int lanes = RDFA_DISPATCH(scan_lanes)();
   const Partition part(args, lanes);
   if (kept_states != nullptr) {
-    const int64_t tiles = (args.length + TILE - 1) / TILE;
-    const int64_t wide_blocks = part.groups * ((part.group_channels + STATE_LANES - 1) / STATE_LANES);
+    const int64_t tiles = (args.length + TILE - 1) / TILE, wide_blocks = part.groups * part.wide_blocks_per_group();
     *kept_states =
         with_large_pages(allocate({args.batch, tiles, wide_blocks, args.states * STATE_LANES}, ScalarType::Float));
     args.kept_states = static_cast<float*>(kept_states->mutable_data_ptr());
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, 
                                           const Tensor& C, const OptionalTensor& D, const OptionalTensor& z,
                                           const OptionalTensor& delta_bias, bool softplus, bool reverse) {
   Call call(u, delta, A, B, C, D, z, delta_bias, softplus, reverse);
-  return forward(call, u, nullptr, reverse);
+  return forward(call, u, nullptr);
 }
 
 std::tuple<Tensor, Tensor, Tensor> selective_scan_train(const Tensor& u, const Tensor& delta, const Tensor& A,
@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_train(const Tensor& u, const T
                                                         bool softplus, bool reverse) {
   Call call(u, delta, A, B, C, D, z, delta_bias, softplus, reverse);
   Tensor states;
-  auto [y, last_state] = forward(call, u, &states, reverse);
+  auto [y, last_state] = forward(call, u, &states);
   return {y, last_state, states};
 }
 
@@ -187,7 +187,7 @@ void put(void* data, ScalarType dtype, int64_t index, float value) {
 // A gradient that tasks write in `shares` parts, added up in their order: the result does not depend on the threads.
 class SharedGradient {
  public:
-  // `result` holds outer * inner values; the shares lie as [outer_shares][shares][inner], see `finish`.
+  // `result` holds [outer][inner] values in memory, the parts lie as [outer][shares][inner].
   SharedGradient(Tensor result, int64_t outer, int64_t shares, int64_t inner)
       : result_(result), outer_(outer), shares_(shares), inner_(inner) {
     direct_ = shares == 1 && result.scalar_type() == ScalarType::Float;
@@ -246,8 +246,8 @@ Gradients selective_scan_backward(const Tensor& grad_y, const OptionalTensor& gr
     args.grad_last_state = matrix(g, g.stride(0), g.stride(1), g.stride(2));
   }
   check_dtype("states", states, ScalarType::Float);
-  const int64_t wide_blocks = part.groups * ((part.group_channels + STATE_LANES - 1) / STATE_LANES);
-  check_shape("states", states, {batch, (L + TILE - 1) / TILE, wide_blocks, N * STATE_LANES});
+  const int64_t tiles = (L + TILE - 1) / TILE, wide_blocks = part.groups * part.wide_blocks_per_group();
+  check_shape("states", states, {batch, tiles, wide_blocks, N * STATE_LANES});
   STD_TORCH_CHECK(states.is_contiguous(), "states must be as selective_scan_train returned them");
   args.kept_states = static_cast<float*>(const_cast<void*>(states.const_data_ptr()));
 
@@ -271,7 +271,8 @@ Gradients selective_scan_backward(const Tensor& grad_y, const OptionalTensor& gr
   args.grad_C = grad_C.data();
 
   const auto kernel = RDFA_DISPATCH(scan_backward);
-  torch::stable::parallel_for(0, batch * part.slabs(), call.grain(std::min<int64_t>(SLAB_CHANNELS, part.group_channels)),
+  const int64_t grain = call.grain(std::min<int64_t>(SLAB_CHANNELS, part.group_channels));
+  torch::stable::parallel_for(0, batch * part.slabs(), grain,
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   return {grad_u,          grad_delta,
           grad_A.finish(), grad_B.finish(),
