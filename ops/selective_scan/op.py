@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ops import library
+from ops.selective_scan import cuda
+from ops.selective_scan.layout import count_groups, empty_projection
 from ops.selective_scan.reference import selective_scan_reference
 
 MAX_STATES = 256
@@ -38,17 +40,19 @@ def selective_scan(
     to 0, without flipping anything.
 
     Args:
-        u, delta: [B,D,L], any strides; the fast memory orders are [B,L,D] and [B,D,L], and none is copied.
+        u, delta: [B,D,L], any strides. On the CPU the fast memory orders are [B,L,D] and [B,D,L], and none is copied;
+            on a GPU [B,D,L] is, and others are copied to it.
         A: [D,N] real, N from 1 to 256. N = 16 is the fast case.
         B, C: [B,N,L], [B,G,N,L] with G a divisor of D, or constant in time [D,N] (correct, but slow).
         D, delta_bias: [D] or None. z: [B,D,L] or None.
 
     Returns:
-        y [B,D,L] in u's dtype, the C++ kernel keeping u's memory order; with ``return_last_state`` also the state after
+        y [B,D,L] in u's dtype, the kernels keeping u's memory order; with ``return_last_state`` also the state after
         the last step, [B,D,N] float32. The state and all sums are float32 (float64 when u is float64).
 
-    float32 and bfloat16 on the CPU run the C++ kernels; everything else, and a machine without the library, runs
-    `selective_scan_reference`. Differentiable once in every tensor argument, the last state included; results and
+    float32 and bfloat16 on the CPU run the C++ kernels; float32, float16 and bfloat16 on a GPU run the Triton kernels,
+    where Triton is installed; everything else, and a machine without the library, runs `selective_scan_reference`.
+    Differentiable once in every tensor argument, the last state included; results and
     gradients do not depend on the thread count.
 
     Raises:
@@ -58,7 +62,7 @@ def selective_scan(
     """
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     _check(*inputs)
-    if library.runs_native(u, delta, B, C, z):
+    if cuda.supports(u, delta, B, C, z) or library.runs_native(u, delta, B, C, z):
         y, last_state = _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
         return (y, last_state) if return_last_state else y
     return selective_scan_reference(*inputs, delta_softplus, return_last_state, reverse)
@@ -126,20 +130,18 @@ def _wrong_shape(name, tensor, expected):
     return ValueError(f"{name} has shape {list(tensor.shape)}: expected {expected}")
 
 
-def _groups(B, C, channels):
-    """Groups that the kernels form: no two channels of one group differ in B or C."""
-    return max(channels if m.dim() == 2 else 1 if m.dim() == 3 else m.shape[1] for m in (B, C))
-
-
 def _fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
     return library.empty_bdl(u), u.new_empty((u.shape[0], *A.shape), dtype=torch.float32)
 
 
 def _fake_train(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
-    batch, channels, length = u.shape
-    groups = _groups(B, C, channels)
-    wide_blocks = groups * ((channels // groups + STATE_LANES - 1) // STATE_LANES)
-    states = (batch, (length + TILE - 1) // TILE, wide_blocks, A.shape[1] * STATE_LANES)
+    if u.device.type == "cuda":
+        states = cuda.states_shape(u, A)
+    else:
+        batch, channels, length = u.shape
+        groups = count_groups(B, C, channels)
+        wide_blocks = groups * ((channels // groups + STATE_LANES - 1) // STATE_LANES)
+        states = (batch, (length + TILE - 1) // TILE, wide_blocks, A.shape[1] * STATE_LANES)
     outputs = _fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
     return *outputs, u.new_empty(states, dtype=torch.float32)
 
@@ -152,19 +154,12 @@ def _fake_backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias,
         library.empty_bdl(u),
         library.empty_bdl(delta),
         A.new_empty(A.shape),
-        _empty_projection(B),
-        _empty_projection(C),
+        empty_projection(B),
+        empty_projection(C),
         per_channel(D),
         u.new_empty(0, dtype=torch.float32) if z is None else library.empty_bdl(z),
         per_channel(delta_bias),
     )
-
-
-def _empty_projection(m):
-    """The gradient of B or C: its N states adjacent in memory."""
-    if m.dim() == 2:
-        return m.new_empty(m.shape)
-    return m.new_empty((*m.shape[:-2], m.shape[-1], m.shape[-2])).transpose(-1, -2)
 
 
 def _setup_context(ctx, inputs, output):
@@ -191,6 +186,10 @@ def _backward(ctx, grad_y, grad_last_state, grad_states=None):
 
 
 if library.loaded():
+    if cuda.HAS_TRITON:
+        torch.library.impl("rdfa::selective_scan", "CUDA", cuda.forward)
+        torch.library.impl("rdfa::selective_scan_train", "CUDA", cuda.forward_train)
+        torch.library.impl("rdfa::selective_scan_backward", "CUDA", cuda.backward)
     torch.library.register_fake("rdfa::selective_scan", _fake)
     torch.library.register_fake("rdfa::selective_scan_train", _fake_train)
     torch.library.register_fake("rdfa::selective_scan_backward", _fake_backward)

@@ -1,0 +1,181 @@
+"""What the forward and the backward kernel share: how a tile reads its sequences, and B and C in their packed order.
+
+Letters: R rows (channels of one batch element) of a tile, LT lanes along time for each row, M = R LT the tile's threads;
+V time steps of one 16-byte access, K accesses of a lane in turn, T = K V the steps of a lane, BLOCK = LT T those of a
+tile in one turn; N states. A thread holds T steps of one row and all N states of it in registers.
+
+Everything is two-dimensional, [M, V], and cut into one register tensor [M] per step: reshape and split of the dimension
+that a thread holds itself move nothing, whereas a tile [R, LT, V] is laid out anew, through shared memory.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is base 2
+
+
+@triton.jit
+def locate(channels, groups, R: tl.constexpr, LT: tl.constexpr):
+    """Which rows the threads of this program hold; rows of one tile share B and C, so no tile crosses a group.
+
+    The program's batch x group, its batch, and for each thread its row, whether that row exists (the others are copies
+    of the group's last one), and its lane. 64 bits wherever an address will be computed.
+    """
+    per_group = channels // groups
+    tiles = tl.cdiv(per_group, R)
+    program = tl.program_id(0)
+    batch_group = program // tiles
+    thread = tl.arange(0, R * LT)
+    in_group = program % tiles * R + thread // LT
+    row = batch_group % groups * per_group + tl.minimum(in_group, per_group - 1)
+    return (
+        batch_group.to(tl.int64),
+        (batch_group // groups).to(tl.int64),
+        row.to(tl.int64),
+        in_group < per_group,
+        thread % LT,
+    )
+
+
+@triton.jit
+def positions(start, L, V: tl.constexpr, REVERSE: tl.constexpr):
+    """Where in memory the V steps from `start` [M] lie, [M, V] ascending; backwards, step t lies at L - 1 - t."""
+    if REVERSE:
+        start = L - V - start
+    return start[:, None] + tl.arange(0, V)[None, :]
+
+
+@triton.jit
+def load_rows(rows, at, L, EVEN: tl.constexpr):
+    if EVEN:
+        x = tl.load(rows[:, None] + at)
+    else:
+        x = tl.load(rows[:, None] + at, mask=(at >= 0) & (at < L), other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def store_rows(rows, at, x, real, L, EVEN: tl.constexpr):
+    mask = real[:, None]
+    if not EVEN:
+        mask = mask & (at >= 0) & (at < L)
+    tl.store(rows[:, None] + at, x.to(rows.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def split_steps(x_MV, M: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
+    """[M, V] -> V tensors [M] in the order of the recurrence."""
+    if V == 4:
+        a, b = tl.split(tl.reshape(x_MV, [M, 2, 2]))
+        x0, x2 = tl.split(a)
+        x1, x3 = tl.split(b)
+        steps = (x0, x1, x2, x3)
+    else:
+        a, b = tl.split(tl.reshape(x_MV, [M, 4, 2]))
+        a0, a1 = tl.split(tl.reshape(a, [M, 2, 2]))
+        b0, b1 = tl.split(tl.reshape(b, [M, 2, 2]))
+        x0, x4 = tl.split(a0)
+        x2, x6 = tl.split(a1)
+        x1, x5 = tl.split(b0)
+        x3, x7 = tl.split(b1)
+        steps = (x0, x1, x2, x3, x4, x5, x6, x7)
+    return flip(steps, 0, V, REVERSE)
+
+
+@triton.jit
+def join_steps(steps, start: tl.constexpr, M: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
+    """Inverse of `split_steps` for the V tensors from `start`."""
+    s = flip(steps, start, V, REVERSE)
+    if V == 4:
+        x = tl.reshape(tl.join(tl.join(s[0], s[2]), tl.join(s[1], s[3])), [M, 4])
+    else:
+        a = tl.reshape(tl.join(tl.join(s[0], s[4]), tl.join(s[2], s[6])), [M, 4])
+        b = tl.reshape(tl.join(tl.join(s[1], s[5]), tl.join(s[3], s[7])), [M, 4])
+        x = tl.reshape(tl.join(a, b), [M, 8])
+    return x
+
+
+@triton.jit
+def flip(steps, start: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
+    """V elements of a tuple from `start`, with REVERSE the last first."""
+    flipped = ()
+    for i in tl.static_range(V):
+        flipped = flipped + (steps[start + V - 1 - i] if REVERSE else steps[start + i],)
+    return flipped
+
+
+@triton.jit
+def softplus(x):
+    """max(x, 0) + log1p(exp(-|x|)), the logarithm by a polynomial: relative error 1.6e-7, where the hardware's log2 has
+    1e-4 at the small steps that decide how long a state lasts."""
+    e = tl.exp2(-LOG2E * tl.abs(x))
+    p = tl.fma(e, 0.005267004482448101, -0.029662232846021652)
+    p = tl.fma(e, p, 0.07851840555667877)
+    p = tl.fma(e, p, -0.13691769540309906)
+    p = tl.fma(e, p, 0.19121578335762024)
+    p = tl.fma(e, p, -0.24847683310508728)
+    p = tl.fma(e, p, 0.3331981897354126)
+    p = tl.fma(e, p, -0.4999953806400299)
+    p = tl.fma(e, p, 1.0)
+    return tl.fma(e, p, tl.maximum(x, 0.0))
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp2(-LOG2E * x))
+
+
+@triton.jit
+def load_A(A_ptr, row, n: tl.constexpr, ALL: tl.constexpr):
+    """Column n of A for each thread's row, such that exp(dt A) = exp2(dt load_A)."""
+    return tl.load(A_ptr + row * ALL + n) * LOG2E
+
+
+@triton.jit
+def combine_lanes(p0, s0, p1, s1):
+    """h -> p h + s of two neighbours, the earlier first, as one."""
+    return p0 * p1, tl.fma(s0, p1, s1)
+
+
+@triton.jit
+def first_quad(BC_ptr, block, lane, N: tl.constexpr, BLOCK: tl.constexpr):
+    """Where each thread's part of packed block `block` begins, [M, 4]."""
+    return BC_ptr + block * (2 * N * BLOCK) + (lane * 4)[:, None] + tl.arange(0, 4)[None, :]
+
+
+@triton.jit
+def load_quads(quad, start: tl.constexpr, M: tl.constexpr, LT: tl.constexpr, T: tl.constexpr):
+    """The T steps of one row of B or C, `start` floats after `quad`.
+
+    Each access takes 4 steps, and those of neighbouring lanes are neighbours: all are full lines of the cache.
+    """
+    steps = ()
+    for i in tl.static_range(T // 4):
+        steps = steps + split_steps(tl.load(quad + (start + i * LT * 4)), M, 4, False)
+    return steps
+
+
+@triton.jit
+def pack_kernel(
+    B_ptr, C_ptr, BC_ptr, L, groups,
+    B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t,
+    N: tl.constexpr, N_POWER: tl.constexpr, LT: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """B and C of one block: [N, t] each -> float32 [2N, T / 4, LT, 4], in the order of the recurrence, 0 beyond L."""
+    BLOCK: tl.constexpr = LT * T
+    blocks = tl.cdiv(L, BLOCK)
+    block = tl.program_id(0).to(tl.int64)
+    batch_group = block // blocks
+    b = batch_group // groups
+    g = batch_group % groups
+    n = tl.arange(0, N_POWER).to(tl.int64)[:, None]
+    i = tl.arange(0, BLOCK)[None, :]
+    t = block % blocks * BLOCK + i
+    inside = (n < N) & (t < L)
+    if REVERSE:
+        t = L - 1 - t
+    out = BC_ptr + block * (2 * N * BLOCK) + n * BLOCK + i % T // 4 * (LT * 4) + i // T * 4 + i % 4
+    b_values = tl.load(B_ptr + b * B_b + g * B_g + n * B_n + t * B_t, mask=inside, other=0.0)
+    c_values = tl.load(C_ptr + b * C_b + g * C_g + n * C_n + t * C_t, mask=inside, other=0.0)
+    tl.store(out, b_values.to(tl.float32), mask=n < N)
+    tl.store(out + N * BLOCK, c_values.to(tl.float32), mask=n < N)
