@@ -83,6 +83,7 @@ _WITHOUT_COUNTERPART = (
     "wandb.init.allow_val_change", "wandb.init.anonymous", "wandb.init.config_exclude_keys",
     "wandb.init.config_include_keys", "wandb.init.dir", "wandb.init.force", "wandb.init.magic",
     "wandb.init.monitor_gym", "wandb.init.reinit", "wandb.init.sync_tensorboard",
+    "wandb.init.id", "wandb.init.name",  # a new training must not continue the old online record
 )  # fmt: skip
 
 
@@ -166,14 +167,14 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _place(name: str) -> tuple[str, str] | None:
     """The settings group and field that a published name stands for; None if it has no counterpart."""
+    if name in _WITHOUT_COUNTERPART or name.split(".")[0] in set(_WITHOUT_COUNTERPART) - {"dataset", "engine", "model"}:
+        return None
     if name in _SETTINGS:
         group, field = _SETTINGS[name].split(".")
         return group, field
     block, _, field = name.rpartition(".")
     if block in _BLOCKS and field in _fields(_BLOCKS[block]):
         return _BLOCKS[block], field
-    if name in _WITHOUT_COUNTERPART or name.split(".")[0] in set(_WITHOUT_COUNTERPART) - {"dataset", "engine", "model"}:
-        return None
     valid = [*_SETTINGS, *_WITHOUT_COUNTERPART, *(f"{b}.{f}" for b, group in _BLOCKS.items() for f in _fields(group))]
     raise UsageError(f"unknown published setting {name}: {nearest(name, valid)}")
 

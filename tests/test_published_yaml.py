@@ -37,12 +37,11 @@ def test_published_files_are_our_defaults(tmp_path):
     assert differences(Config(), config) == [
         "LinearWarmupCosineAnnealingLR.T_max: None -> 50",
         "Wandb.key: '' -> 'secret-key'",
-        "Wandb.name: '' -> 'THUMOS14-RDFA-S6-first'",
         "Wandb.tags: () -> ('THUMOS14', 'RDFA-S6')",
     ]
     assert ignored == [
         "args", "dataset.loader.max_seq_len", "hydra", "job", "log_path", "loguru", "wandb.init.dir",
-        "wandb.init.magic",
+        "wandb.init.magic", "wandb.init.name",
     ]  # fmt: skip
 
 
