@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rdfa.config import Config, from_text, to_gin
@@ -134,6 +134,12 @@ def write_config(run_dir: str | os.PathLike, config: Config, class_names: Mappin
         _write_text(path / "classes.json", json.dumps(names, indent=1, ensure_ascii=False) + "\n")
 
 
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors, readable by whom the umask allows (`save_file` would keep all others out)."""
+    tensors = {key: value.detach().contiguous() for key, value in state.items()}
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
 def write_checkpoint(
     run_dir: str | os.PathLike,
     step: int,
@@ -154,8 +160,7 @@ def write_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, state in (("model", model_state), ("ema", ema_state)):
-        tensors = {key: value.detach().contiguous() for key, value in state.items()}
-        save_file(tensors, folder / f"{name}.safetensors", metadata={"format": "pt"})
+        write_weights(folder / f"{name}.safetensors", state)
     if training_state is not None:
         torch.save(dict(training_state), folder / "training_state.pt")
     _write_text(folder / "meta.json", json.dumps({**meta, "step": step}, indent=1) + "\n")

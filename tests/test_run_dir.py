@@ -100,7 +100,7 @@ def test_a_step_is_replaced_as_a_whole(run):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000005"]
 
 
-@pytest.mark.parametrize("killed_at", ["save_file", "_write_text", "_flush", "os.replace"])
+@pytest.mark.parametrize("killed_at", ["write_weights", "_write_text", "_flush", "os.replace"])
 @pytest.mark.parametrize("call", [0, 1, 2])
 def test_a_writer_killed_at_any_moment_leaves_no_half_checkpoint(run, monkeypatch, killed_at, call):
     write_step(run, 1)

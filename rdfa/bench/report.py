@@ -109,7 +109,7 @@ def latency_png(rows: Sequence[Row]) -> bytes:
     """Median latency over time, one line per backend and batch, both axes logarithmic; bars reach to p99."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -138,6 +138,7 @@ def latency_png(rows: Sequence[Row]) -> bytes:
     if measured:
         times = sorted({row.time for row in measured})
         axes.set_xticks(times, [str(value) for value in times])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         figure.legend(fontsize="small", loc="outside right upper")

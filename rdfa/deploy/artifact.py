@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from ops import library
 from rdfa import runtime
 from rdfa.config import Config
@@ -18,7 +16,7 @@ from rdfa.deploy import manifest as manifests
 from rdfa.deploy import verify
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import Detector
-from rdfa.run_dir import RunDirectory, load_detector
+from rdfa.run_dir import RunDirectory, load_detector, write_weights
 from rdfa.runtime.manifest import MANIFEST
 from rdfa.settings import nearest
 
@@ -72,7 +70,7 @@ def export(
 def _write_files(detector, config, directory, manifest, formats, dtype, report) -> None:
     interface, time = manifests.interface(config), verify.traced_time(detector)
     facts = {"dtype": dtype, **interface}
-    save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, directory / WEIGHTS)
+    write_weights(directory / WEIGHTS, detector.state_dict())
     manifests.add_file(manifest, directory / WEIGHTS, "safetensors", **facts)
     for name in formats:
         path = directory / FORMATS[name][0]
