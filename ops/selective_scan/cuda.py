@@ -1,8 +1,8 @@
 """The operators of the selective scan for CUDA tensors: choose a tile, pack B and C, launch the Triton kernels, and add
 up what their programs leave.
 
-Letters as in `triton_common`, which is imported, with Triton, when the first call arrives. No result depends on an order
-of execution: every run gives the same bits. Where Triton interprets its kernels, CPU tensors are taken as well.
+Letters as in `triton_common`, which is imported, with Triton, when the first call arrives. No result depends on an
+order of execution: every run gives the same bits. Where Triton interprets its kernels, CPU tensors are taken as well.
 """
 
 import importlib.util

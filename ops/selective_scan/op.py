@@ -52,8 +52,8 @@ def selective_scan(
 
     float32 and bfloat16 on the CPU run the C++ kernels; float32, float16 and bfloat16 on a GPU run the Triton kernels,
     where Triton is installed; everything else, and a machine without the library, runs `selective_scan_reference`.
-    Differentiable once in every tensor argument, the last state included; results and
-    gradients do not depend on the thread count.
+    Differentiable once in every tensor argument, the last state included; results and gradients do not depend on the
+    thread count, and repeat to the last bit.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or device.

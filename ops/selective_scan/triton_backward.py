@@ -91,10 +91,11 @@ def backward_kernel(
     h_t = a_t h_(t-1) + x_t B_t, x = dt u, and g = dy silu(z), for each state, backwards in time:
 
         gh_t = g_t C_t + a_(t+1) gh_(t+1)        the gradient of h_t; q_t = a_t gh_t is what reaches h_(t-1)
-        dC_t = g_t h_t, dB_t = gh_t x_t, dx_t = sum_n gh_t B_t, dA = sum_t q_t h_(t-1) dt_t, ddt_t = dx_t u_t + sum_n q_t h_(t-1) A
+        dC_t = g_t h_t        dB_t = gh_t x_t        dx_t = sum_n gh_t B_t        du_t = dx_t dt_t + D g_t
+        dA = sum_t q_t h_(t-1) dt_t                  ddt_t = dx_t u_t + sum_n q_t h_(t-1) A
 
-    h is computed anew in each block. dBC has a slot per program, packed as BC is; dA, dD and dbias one per batch element
-    and row. They are summed elsewhere: nothing here depends on the order in which programs run.
+    h is computed anew in each block. dBC has a slot per program, packed as BC is; dA, dD and dbias one per batch
+    element and row. They are summed elsewhere: nothing here depends on the order in which programs run.
     """
     M: tl.constexpr = R * LT
     BLOCK: tl.constexpr = LT * V

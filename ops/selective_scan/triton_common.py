@@ -1,8 +1,8 @@
 """What the forward and the backward kernel share: how a tile reads its sequences, and B and C in their packed order.
 
-Letters: R rows (channels of one batch element) of a tile, LT lanes along time for each row, M = R LT the tile's threads;
-V time steps of one 16-byte access, K accesses of a lane in turn, T = K V the steps of a lane, BLOCK = LT T those of a
-tile in one turn; N states. A thread holds T steps of one row and all N states of it in registers.
+Letters: R rows (channels of one batch element) of a tile, LT lanes along time for each row, M = R LT the tile's
+threads; V time steps of one 16-byte access, K accesses of a lane in turn, T = K V the steps of a lane, BLOCK = LT T
+those of a tile in one turn; N states. A thread holds T steps of one row and all N states of it in registers.
 
 Everything is two-dimensional, [M, V], and cut into one register tensor [M] per step: reshape and split of the dimension
 that a thread holds itself move nothing, whereas a tile [R, LT, V] is laid out anew, through shared memory.
