@@ -50,6 +50,11 @@ class AnnotationSet:
         """The videos whose subset is `name`, in any case."""
         return [video for video in self.videos.values() if video.subset.lower() == name.lower()]
 
+    def summary(self, name: str) -> str:
+        """What there is in a subset, in a few words for the screen."""
+        videos = self.subset(name)
+        return f"{name}: {len(videos):,} videos with {sum(len(video.labels_N) for video in videos):,} actions"
+
 
 def spellings(video_id: str) -> tuple[str, str, str]:
     """The names that mean `video_id`, itself first: data sets add or leave out the prefix ``v_`` at will."""

@@ -95,7 +95,7 @@ class FeatureDataset(Dataset):
         paths = [find_feature_file(settings, video.id) for video in self.videos]
         self.missing = [video.id for video, path in zip(self.videos, paths) if path is None]
         if self.missing:
-            self._report_missing()
+            self._report_missing(subset)
             self.videos = [video for video, path in zip(self.videos, paths) if path is not None]
         self.paths: list[Path] = [path for path in paths if path is not None]
 
@@ -150,11 +150,12 @@ class FeatureDataset(Dataset):
             )
         return dataclasses.replace(video, fps=fps)
 
-    def _report_missing(self) -> None:
+    def _report_missing(self, subset: str) -> None:
         names = ", ".join(expected_name(self.settings, video_id) for video_id in self.missing[:5])
         more = ", ..." if len(self.missing) > 5 else ""
         folder, total = self.settings.feature_dir, len(self.videos)
-        found = f"{len(self.missing)} of {total} feature files are missing in {folder!r}: {names}{more}"
+        of_subset = f" of subset {subset!r}" if subset else ""
+        found = f"{len(self.missing)} of {total} feature files{of_subset} are missing in {folder!r}: {names}{more}"
         if len(self.missing) == total or not self.settings.skip_missing:
             remedy = "check Dataset.feature_dir, feature_prefix, feature_type and feature_ext"
             if len(self.missing) < total:

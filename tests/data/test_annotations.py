@@ -212,6 +212,7 @@ def test_real_thumos14():
     for subset, videos, segments in (("validation", 200, 3007), ("test", 212, 3358)):
         clips = loaded.subset(subset)
         assert (len(clips), sum(len(clip.labels_N) for clip in clips)) == (videos, segments)
+    assert loaded.summary("Validation") == "Validation: 200 videos with 3,007 actions"
     assert all(clip.fps and clip.duration for clip in loaded.videos.values())
     assert loaded.class_names[5] == "CricketBowling"
 
