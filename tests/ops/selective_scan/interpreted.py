@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from ops.selective_scan import cuda
+from ops.selective_scan import cuda, tiles
 from ops.selective_scan.reference import selective_scan_reference
 from tests.ops import conftest
 from tests.ops.selective_scan import cases
@@ -50,7 +50,7 @@ def check(tensors, dy, dstate, softplus=True, reverse=False, tile=None):
 
     with pytest.MonkeyPatch.context() as patch:
         if tile is not None:
-            patch.setattr(cuda, "FORWARD_TILES", (cuda.FORWARD_TILES[tile],))
+            patch.setattr(tiles, "FORWARD_TILES", (tiles.FORWARD_TILES[tile],))
         value = cases.run(scan, tensors, dy, dstate, softplus, reverse)
     same = cases.run(selective_scan_reference, tensors, dy, dstate, softplus, reverse)
     exact = {k: None if t is None else t.double() for k, t in tensors.items()}

@@ -20,7 +20,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ops.selective_scan import cuda
+from ops.selective_scan import tiles
 from ops.selective_scan.triton_backward import backward_kernel
 from ops.selective_scan.triton_forward import forward_kernel
 
@@ -30,15 +30,15 @@ SEQUENCES = ("u", "delta", "z", "y", "dy", "du", "ddelta", "dz")
 
 
 def tile_of(kernel, index, dtype):
-    return cuda.FORWARD_TILES[index] if kernel == "forward" else cuda.backward_tile(DTYPES[dtype])
+    return tiles.FORWARD_TILES[index] if kernel == "forward" else tiles.backward_tile(DTYPES[dtype])
 
 
 def compile_for(kernel, index, dtype, capability):
     tile = tile_of(kernel, index, dtype)
-    access = cuda.ACCESS_BYTES // DTYPES[dtype].itemsize
+    access = tiles.ACCESS_BYTES // DTYPES[dtype].itemsize
     function = forward_kernel if kernel == "forward" else backward_kernel
     constants = {"N": N, "ALL": N, "R": tile.rows, "LT": tile.lanes, "K": tile.steps // access, "V": access,
-                 "EVEN": True, "SOFTPLUS": True, "REVERSE": False, "SAVE": 0, "dlast_ptr": None}  # fmt: skip
+                 "UNIT": access, "EVEN": True, "SOFTPLUS": True, "SAVE": 0, "dlast_ptr": None, "last_ptr": None}  # fmt: skip
     if kernel == "forward":
         constants["states_ptr"] = None
     signature, hints = {}, {}
@@ -48,9 +48,9 @@ def compile_for(kernel, index, dtype, capability):
             continue
         if name.endswith("_ptr"):
             signature[name] = f"*{dtype}" if name.removesuffix("_ptr") in SEQUENCES else "*fp32"
+            hints[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i32"
-        hints[(i,)] = [["tt.divisibility", 16]]
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     return triton.compile(
         ASTSource(function, signature, constants, hints),
