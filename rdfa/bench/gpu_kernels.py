@@ -1,8 +1,9 @@
 """The operators alone on a GPU: ours against mamba-ssm's and causal-conv1d's, the plain reference, and the floor.
 
 Every result is first compared, in full, with the solution in float64. One of our kernels whose error exceeds, in any
-tensor, twice that of a plain computation in float32 rounded to the same dtype shows no speed. The rival has to compute
-the same thing, not as precisely: it is allowed ten times.
+tensor, twice what plain computations leave in the same dtype shows no speed. These are the solution in float32, rounded
+once, and the plain reference, which sums in another order; where that is too slow, mamba-ssm's kernel. Of the others it
+is only asked that they compute the same thing: they are allowed thirty times the error of the solution in float32.
 """
 
 import time
@@ -18,11 +19,13 @@ from rdfa.bench.gpu_limits import Limits
 from rdfa.bench.gpu_providers import Provider, ours, plain, verdict_of
 from rdfa.bench.gpu_rivals import rival
 from rdfa.bench.gpu_solutions import solve
-from rdfa.bench.kernel_rows import MODES, PLAIN, SLACK, KernelRow, judge, put_speedups, relative_l2, worst
+from rdfa.bench.kernel_rows import MODES, PLAIN, KernelRow, judge, put_speedups, relative_l2, worst
 
 OURS, MAMBA, TWIN = "ours", "mamba", "ours, twin"
 PROVIDERS: dict[str, Provider] = {OURS: ours, MAMBA: rival, PLAIN: plain}
-SLACKS = {MAMBA: 10.0}
+OTHERS_SLACK = 30.0
+ROUNDING = "rounding"
+MEASURES = {PLAIN: "the plain reference", MAMBA: "mamba-ssm", ROUNDING: "the solution in float32"}
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -52,11 +55,11 @@ def run(
         for dtype_name, dtype in DTYPES.items():
             inputs = case.inputs(setup.device, dtype)
             exact = solve(case, inputs, exact=True)
-            plain_errors = relative_l2(solve(case, inputs, exact=False), exact)
+            rounding = relative_l2(solve(case, inputs, exact=False), exact)
             for mode in MODES:
                 title = f"{case.kernel}, {case.layer}, batch {case.batch}, L {case.length}, {dtype_name}, {mode}"
                 progress(title)
-                rows = _measure(case, mode, dtype_name, inputs, of_mode(exact, case, mode), plain_errors, setup)
+                rows = _measure(case, mode, dtype_name, inputs, of_mode(exact, case, mode), rounding, setup)
                 figures = [f"{r.provider} {r.p50_ms:.4g} ms" if r.p50_ms else f"{r.provider} {r.verdict}" for r in rows]
                 progress(f"{title}: {', '.join(figures)}")
                 yield from rows
@@ -73,35 +76,54 @@ def _measure(
     dtype: str,
     inputs: dict[str, Tensor],
     exact: Mapping[str, Tensor],
-    plain_errors: Mapping[str, float],
+    rounding: Mapping[str, float],
     setup: Setup,
 ) -> list[KernelRow]:
     """One row per provider; those with a right result take turns at being timed."""
-    rows, timed = [], {}
     floor_s, floor_by = setup.limits.floor_s(case.exponentials, case.memory_bytes(inputs, mode))
+    rows, stages, errors = {}, {}, {}
     for name, provider in setup.providers.items():
-        row = KernelRow(
+        row = rows[name] = KernelRow(
             case.kernel, case.layer, mode, name, case.batch, case.channels, case.states or None,
             None if case.states else "+".join(map(str, case.widths)), case.length, dtype, "cuda", setup.threads, "",
-            plain_relative_l2=worst({n: plain_errors[n] for n in exact}), branches=len(case.widths), directions=2,
-            floor_ms=floor_s * 1e3, floor_by=floor_by,
+            branches=len(case.widths), directions=2, floor_ms=floor_s * 1e3, floor_by=floor_by,
         )  # fmt: skip
-        rows.append(row)
         try:
-            stage = provider(case, mode, inputs)
+            stage = stages[name] = provider(case, mode, inputs)
             row.note = stage.note
-            errors = relative_l2(stage.named(stage.call(stage.arguments)), exact)
-            row.relative_l2 = worst(errors)
-            row.verdict = judge(errors, plain_errors, SLACKS.get(name, SLACK))
-            if row.valid:
-                timed[name] = setup.prepare(stage, setup.limits.l2_bytes)
+            errors[name] = relative_l2(stage.named(stage.call(stage.arguments)), exact)
+            row.relative_l2 = worst(errors[name])
         except Exception as error:  # one provider that breaks must not cost the others' figures
             row.verdict = verdict_of(error)
-    _time(rows, timed, case, setup)
-    return rows
+    timed = {}
+    measure, plain_errors = _measure_of_ours(errors, {name: rounding[name] for name in exact})
+    for name, found in errors.items():
+        row = rows[name]
+        row.plain_relative_l2 = worst(plain_errors)
+        if name == OURS:
+            row.verdict = judge(found, plain_errors, measure=measure)
+        else:
+            row.verdict = judge(found, rounding, OTHERS_SLACK, MEASURES[ROUNDING])
+        if row.valid:
+            try:
+                timed[name] = setup.prepare(stages[name], setup.limits.l2_bytes)
+            except Exception as error:
+                row.verdict = verdict_of(error)
+    _time(rows.values(), timed, case, setup)
+    return list(rows.values())
 
 
-def _time(rows: list[KernelRow], timed: dict[str, gpu_timing.Timed], case: FusedCase, setup: Setup) -> None:
+def _measure_of_ours(
+    errors: Mapping[str, Mapping[str, float]], rounding: Mapping[str, float]
+) -> tuple[str, dict[str, float]]:
+    """What the errors of our kernels are measured by, and its own error of each tensor; see the module."""
+    for name in (PLAIN, MAMBA):
+        if name in errors and judge(errors[name], rounding, OTHERS_SLACK) == "valid":
+            return MEASURES[name], {tensor: max(rounding[tensor], errors[name][tensor]) for tensor in rounding}
+    return MEASURES[ROUNDING], dict(rounding)
+
+
+def _time(rows: Iterable[KernelRow], timed: dict[str, gpu_timing.Timed], case: FusedCase, setup: Setup) -> None:
     if OURS in timed:
         timed = timed | {TWIN: timed[OURS]}
     if not timed:

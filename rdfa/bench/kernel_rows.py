@@ -38,7 +38,7 @@ class KernelRow:
     ns_per_element: float | None = None  # element: one (b, d, n, l) of the scan, one (b, d, l) of the convolution
     speedup_vs_plain: float | None = None
     relative_l2: float | None = None  # against float64; backward: of the worst gradient
-    plain_relative_l2: float | None = None
+    plain_relative_l2: float | None = None  # of what the error is measured by
     branches: int = 1  # that one call serves
     directions: int = 1
     speedup_vs_mamba: float | None = None
@@ -81,8 +81,18 @@ def worst(errors: Mapping[str, float]) -> float | None:
     return max(errors.values()) if all(map(math.isfinite, errors.values())) else None
 
 
-def judge(errors: Mapping[str, float], plain: Mapping[str, float], slack: float = SLACK) -> str:
-    """'valid', or 'invalid: ...' naming the tensor that is furthest from what the plain computation's error allows."""
+def judge(
+    errors: Mapping[str, float],
+    plain: Mapping[str, float],
+    slack: float = SLACK,
+    measure: str = "the plain reference",
+) -> str:
+    """'valid', or 'invalid: ...' naming the tensor that is furthest from what is allowed.
+
+    Args:
+        plain: error of each tensor in `measure`, a computation that is known to be right.
+        slack: how many times as large an error may be.
+    """
 
     def excess(name: str) -> float:
         ratio = errors[name] / (slack * plain[name] + 1e-6)
@@ -91,4 +101,4 @@ def judge(errors: Mapping[str, float], plain: Mapping[str, float], slack: float 
     name = max(errors, key=excess)
     if excess(name) <= 1.0:
         return "valid"
-    return f"invalid: relative error {errors[name]:.2g}, the plain reference has {plain[name]:.2g} ({name})"
+    return f"invalid: relative error {errors[name]:.2g}, {measure} has {plain[name]:.2g} ({name})"

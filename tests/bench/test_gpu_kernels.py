@@ -1,6 +1,7 @@
 """Rows of a GPU's benchmark, on providers whose speed and error are known."""
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -133,7 +134,7 @@ def test_one_wrong_gradient_counts_though_others_may_be_rounder():
     assert rows[OURS, "forward", "bfloat16"].verdict == "valid"
 
 
-def test_the_rival_may_be_ten_times_as_far_off():
+def test_the_rival_may_be_further_off():
     def noisy(name, t):
         return t.float() * (1 + 0.01 * torch.randn(t.shape, generator=torch.Generator().manual_seed(0)))
 
@@ -141,6 +142,27 @@ def test_the_rival_may_be_ten_times_as_far_off():
     assert rows[MAMBA, "forward", "bfloat16"].valid
     assert not rows[OURS, "forward", "bfloat16"].valid
     assert not rows[MAMBA, "forward", "float32"].valid
+
+
+def test_ours_are_measured_by_the_plain_reference_or_else_by_the_rival():
+    def missing(case, mode, inputs):
+        raise Missing("slow")
+
+    less, more = (provider(0.020, off(factor)) for factor in (1 + 1.5e-6, 1 + 2.5e-6))
+    for others, verdict in (
+        ({MAMBA: less}, "invalid"),  # the plain provider has the error of the solution in float32
+        ({PLAIN: less}, "valid"),
+        ({MAMBA: less, PLAIN: missing}, "valid"),
+        ({PLAIN: missing}, "invalid"),
+        ({PLAIN: provider(0.1, off(2.0)), MAMBA: less}, "valid"),  # what computes something else is no measure
+    ):
+        rows, _ = run(SCAN, **{OURS: more} | others)
+        assert rows[OURS, "forward", "float32"].verdict.split(":")[0] == verdict, others
+    # A measure that is named in the verdict.
+    wrong = {OURS: provider(0.004, off(2.0)), PLAIN: missing}
+    for others, measure in (({MAMBA: less}, "mamba-ssm"), ({MAMBA: missing}, "the solution in float32")):
+        rows, _ = run(SCAN, **wrong | others)
+        assert f"relative error 1, {measure} has" in rows[OURS, "forward", "float32"].verdict
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -264,3 +286,13 @@ def test_accuracy_without_the_rival_and_with_a_broken_kernel():
     assert (row.verdict, row.ours, row.ratio) == ("skipped: mamba-ssm: none", None, None) and row.mamba is not None
     row = accuracy(ours=off(math.nan))["y", "float32", 37]
     assert (row.verdict, row.ours) == ("invalid: no finite error", None)
+
+
+def test_ours_names_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(gpu_providers.library, "loaded", lambda: True)
+    with pytest.raises(Missing, match="Triton is not installed"):
+        gpu_providers.ours(SCAN, "forward", {})
+    monkeypatch.setattr(gpu_providers.library, "loaded", lambda: False)
+    with pytest.raises(Missing, match=r"python -m ops\.build"):
+        gpu_providers.ours(SCAN, "forward", {})

@@ -10,7 +10,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from rdfa.bench import environment, gpu_accuracy, gpu_kernels, gpu_limits, kernel_command, kernel_plot, kernel_report
+import serve_bench
+from rdfa import cli
+from rdfa.bench import (
+    environment,
+    gpu_accuracy,
+    gpu_kernels,
+    gpu_limits,
+    kernel_command,
+    kernel_plot,
+    kernel_report,
+    reference,
+)
 from rdfa.bench.gpu_accuracy import AccuracyRow
 from rdfa.bench.gpu_cases import ALIGNED
 from rdfa.bench.kernel_rows import KernelRow
@@ -190,3 +201,20 @@ def test_without_a_gpu_there_are_no_details(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert environment.gpu_details() is None
     assert environment.describe()["gpu_details"] is None
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("valid", 0), ("skipped: no", 0), ("invalid: relative error 1", 1)])
+def test_the_command_measures_the_gpu_and_fails_for_a_wrong_kernel(verdict, code, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def on_gpu(request, console, progress):
+        asked.append(request)
+        return [row("ours", "stem time", 2304, verdict=verdict)]
+
+    monkeypatch.setattr(reference, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(kernel_command, "on_gpu", on_gpu)
+    argv = ["--kernels", "--device", "cuda", "--batch", "1,4", "--time", "64", "--output", str(tmp_path)]
+    assert cli.run(serve_bench.main, argv) == code
+    (request,) = asked
+    assert (request.batches, request.lengths, request.seconds, request.output) == ((1, 4), (64,), None, tmp_path)
+    assert ("differs from its reference" in capsys.readouterr().err) == bool(code)
