@@ -59,7 +59,9 @@ def load_features(path: str | os.PathLike, dimension: int | None = None) -> np.n
     path = Path(path)
     features = _to_array(path, _read(path))
     if features.ndim != 2:
-        raise RunError(f"{path}: features of shape {features.shape}: expected two axes, (clips, channels)")
+        raise RunError(
+            f"{path}: features of shape {features.shape}: expected two axes, (clips, channels): save one such array"
+        )
     if features.shape[0] == 0:
         raise RunError(f"{path}: no clips (shape {features.shape}): extract the features again, or drop the video")
     if dimension is not None and features.shape[1] != dimension:
@@ -75,8 +77,8 @@ def load_features(path: str | os.PathLike, dimension: int | None = None) -> np.n
         bad = np.argwhere(~np.isfinite(features))
         clip, channel = bad[0]
         raise RunError(
-            f"{path}: {len(bad)} values are not finite in float32, the first {features[clip, channel]} at clip {clip}, "
-            f"channel {channel}: extract the features again"
+            f"{path}: {features[clip, channel]} at clip {clip}, channel {channel} is not finite in float32 "
+            f"({len(bad)} of {features.size} values): extract the features again"
         )
     return features
 
@@ -122,5 +124,5 @@ def _to_array(path: Path, value: Any) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise RunError(f"{path}: holds a {type(value).__name__}: expected one tensor or array (clips, channels)")
     if value.dtype.kind not in "fiu":
-        raise RunError(f"{path}: dtype {value.dtype}: expected real numbers")
+        raise RunError(f"{path}: dtype {value.dtype}: expected real numbers: save the features as float32")
     return value
