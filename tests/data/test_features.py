@@ -81,10 +81,10 @@ def with_value(value):
         (
             "x.npy",
             with_value(np.nan),
-            "nan at clip 2, channel 1 is not finite in float32 \(1 of 20 values\): extract",
+            r"nan at clip 2, channel 1 is not finite in float32 \(1 of 20 values\): extract",
         ),
         ("x.pt", torch.tensor(with_value(-np.inf)), "-inf at clip 2, channel 1"),
-        ("x.npy", with_value(1e300), " inf at clip 2, channel 1"),
+        ("x.npy", with_value(1e300), "inf at clip 2, channel 1"),
         ("x.npy", X_TC.astype(complex), "dtype complex128: expected real numbers"),
         ("x.npy", np.array([["a"]]), "dtype <U1: expected real numbers"),
         ("x.npy", X_TC > 0, "dtype bool: expected real numbers"),
