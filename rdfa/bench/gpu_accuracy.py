@@ -41,22 +41,25 @@ class AccuracyRow:
     time: str = ""
 
 
+def cases(channels: int, lengths: Sequence[int] = LENGTHS) -> list[FusedCase]:
+    """The stem's scan of one video."""
+    return [FusedCase("stem time", 1, channels, length, AGGREGATED, STATES) for length in lengths]
+
+
 def run(
-    channels: int,
+    chosen: Sequence[FusedCase],
     *,
     device: str = "cuda",
-    lengths: Sequence[int] = LENGTHS,
     providers: Mapping[str, Provider] = PROVIDERS,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[AccuracyRow]:
-    """Rows by dtype, tensor and length (shortest first)."""
+    """Rows by dtype, tensor and length."""
     rows = []
     for dtype in DTYPES:
         found = {}
-        for length in lengths:
-            progress(f"accuracy of the selective scan: {dtype}, L {length}")
-            case = FusedCase("stem time", 1, channels, length, AGGREGATED, STATES)
-            found[length] = _errors(case, dtype, device, providers)
+        for case in chosen:
+            progress(f"accuracy of the selective scan: {dtype}, L {case.length}")
+            found[case.length] = _errors(case, dtype, device, providers)
         rows += _compare(dtype, found)
     return rows
 

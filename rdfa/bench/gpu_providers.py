@@ -62,7 +62,7 @@ Provider = Callable[[FusedCase, str, dict[str, Tensor]], Stage]
 
 def ours(case: FusedCase, mode: str, inputs: dict[str, Tensor]) -> Stage:
     """The backward is timed as the operator that autograd calls, on what the training forward kept."""
-    function, train, backward = _operators(case.kernel)
+    function, train, backward = operators(case.kernel)
     if case.states:
         arguments = tuple(inputs[name] for name in SCAN_INPUTS)
     else:
@@ -83,7 +83,7 @@ def ours(case: FusedCase, mode: str, inputs: dict[str, Tensor]) -> Stage:
     return Stage(arguments, lambda arguments: backward(*arguments), named, OURS_NOTE)
 
 
-def _operators(kernel: str) -> tuple[Callable, Callable | None, Callable]:
+def operators(kernel: str) -> tuple[Callable, Callable | None, Callable]:
     """The fused function, its training forward if it has one of its own, and its backward."""
     name = {"selective_scan": "bidirectional_scan", "causal_conv1d": "bidirectional_conv1d"}[kernel]
     if not library.loaded():

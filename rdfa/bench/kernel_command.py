@@ -14,6 +14,7 @@ from rdfa.bench import (
     gpu_cases,
     gpu_kernels,
     gpu_limits,
+    gpu_warmup,
     kernel_cases,
     kernel_report,
     kernels,
@@ -64,12 +65,15 @@ def on_gpu(request: Request, console: Console, progress: Progress) -> list[Kerne
     limits = gpu_limits.probe()
     setup = gpu_kernels.Setup(request.seconds or GPU_SECONDS, limits, threads=request.threads)
     chosen = gpu_cases.cases(request.model, request.batches or GPU_BATCHES, request.lengths)
+    scans = gpu_accuracy.cases(request.model.stem.emb_c)
+    work = gpu_warmup.jobs(chosen, gpu_kernels.DTYPES.values()) + gpu_warmup.jobs(scans, gpu_accuracy.DTYPES.values())
+    gpu_warmup.run(list(dict.fromkeys(work)), request.threads, progress)
     rows: list[KernelRow] = []
     accuracy: list[gpu_accuracy.AccuracyRow] = []
     try:
         for row in gpu_kernels.run(chosen, setup, progress):
             rows.append(row)
-        accuracy += gpu_accuracy.run(request.model.stem.emb_c, progress=progress)
+        accuracy += gpu_accuracy.run(scans, progress=progress)
     finally:
         # Described now: the clocks are those of a GPU at work.
         machine = environment.describe(request.threads)

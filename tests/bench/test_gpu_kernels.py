@@ -224,7 +224,7 @@ def test_ours_is_called_as_the_operators_are_declared(monkeypatch):
             return first, others
 
         operators = forward, train if case.states else None, backward
-        monkeypatch.setattr(gpu_providers, "_operators", lambda kernel, operators=operators: operators)
+        monkeypatch.setattr(gpu_providers, "operators", lambda kernel, operators=operators: operators)
         stage = gpu_providers.ours(case, "forward", inputs)
         assert list(stage.named(stage.call(stage.arguments))) == [case.output]
         stage = gpu_providers.ours(case, "backward", inputs)
@@ -248,7 +248,7 @@ def test_judge_names_the_worst_tensor():
 def accuracy(**changes):
     providers = {OURS: provider(0, changes.get("ours", off(1))), MAMBA: provider(0, changes.get("mamba", off(1)))}
     providers |= changes.get("providers", {})
-    rows = gpu_accuracy.run(3, device="cpu", lengths=(4, 37), providers=providers)
+    rows = gpu_accuracy.run(gpu_accuracy.cases(3, (4, 37)), device="cpu", providers=providers)
     return {(row.tensor, row.dtype, row.length): row for row in rows}
 
 

@@ -17,6 +17,7 @@ from rdfa.bench import (
     gpu_accuracy,
     gpu_kernels,
     gpu_limits,
+    gpu_warmup,
     kernel_command,
     kernel_plot,
     kernel_report,
@@ -66,7 +67,8 @@ ACCURACY = [AccuracyRow("dA", "bfloat16", 64, "valid", 1e-7, 2e-7, 1e-7, 0.5, 1.
 def faked(monkeypatch):
     monkeypatch.setattr(gpu_limits, "probe", lambda: LIMITS)
     monkeypatch.setattr(environment, "describe", lambda threads: MACHINE | GPU)
-    monkeypatch.setattr(gpu_accuracy, "run", lambda channels, progress: list(ACCURACY))
+    monkeypatch.setattr(gpu_accuracy, "run", lambda cases, progress: list(ACCURACY))
+    monkeypatch.setattr(gpu_warmup, "run", lambda work, processes, progress: None)
     monkeypatch.setattr(gpu_kernels, "run", lambda cases, setup, progress: iter(ROWS))
 
 
