@@ -84,7 +84,10 @@ def ours(case: FusedCase, mode: str, inputs: dict[str, Tensor]) -> Stage:
 
 
 def operators(kernel: str) -> tuple[Callable, Callable | None, Callable]:
-    """The fused function, its training forward if it has one of its own, and its backward."""
+    """The fused operator, its training forward if it has one of its own, and its backward.
+
+    Not the functions around them, which may compute the same without the kernels.
+    """
     name = {"selective_scan": "bidirectional_scan", "causal_conv1d": "bidirectional_conv1d"}[kernel]
     if not library.loaded():
         raise Missing("the native library is not built (python -m ops.build)")
@@ -92,8 +95,9 @@ def operators(kernel: str) -> tuple[Callable, Callable | None, Callable]:
         importlib.import_module("triton")
     except ImportError:
         raise Missing("Triton is not installed (install the extra 'gpu')") from None
-    function = getattr(importlib.import_module(f"ops.{kernel}.bidirectional"), name)
-    return function, getattr(torch.ops.rdfa, f"{name}_train", None), getattr(torch.ops.rdfa, f"{name}_backward")
+    importlib.import_module(f"ops.{kernel}.bidirectional")
+    rdfa = torch.ops.rdfa
+    return getattr(rdfa, name), getattr(rdfa, f"{name}_train", None), getattr(rdfa, f"{name}_backward")
 
 
 def plain(case: FusedCase, mode: str, inputs: dict[str, Tensor]) -> Stage:

@@ -8,7 +8,12 @@ from ops import library
 from rdfa.bench.gpu_cases import FusedCase
 from rdfa.bench.gpu_providers import ours
 
-CASES = [FusedCase("odd", 2, 5, 37, (2, 3, 4), states=3), FusedCase("one branch", 1, 5, 37, (4,), states=16)]
+CASES = [
+    FusedCase("odd", 2, 5, 37, (2, 3, 4), states=3),
+    FusedCase("one branch", 1, 5, 37, (4,), states=16),
+    FusedCase("odd", 2, 5, 37, (2, 3, 4)),
+    FusedCase("one branch", 1, 5, 37, (4,)),
+]
 
 
 @pytest.mark.skipif(not library.loaded(), reason="needs the native library: python -m ops.build")
