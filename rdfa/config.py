@@ -228,7 +228,8 @@ def _read_file(path: Path, including: tuple[Path, ...]) -> list[tuple[Any, str]]
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read gin file {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or "not text"
+        raise UsageError(f"cannot read gin file {path}: {reason}; the ones to start from are in gin/") from error
     return _parse(text, path.name, path.parent, (*including, path))
 
 

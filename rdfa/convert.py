@@ -10,7 +10,6 @@ over: the published repository keeps neither the state of its random generators 
 training cannot be continued exactly; a new training can start from the same YAML files.
 """
 
-import argparse
 import re
 import sys
 import warnings
@@ -174,7 +173,7 @@ def _class_names(config: Config) -> dict[int, str] | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rdfa.convert",
         description="Turn a run of the published repository into a run directory.",
         epilog="example: python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml "

@@ -110,7 +110,7 @@ def _progress(batches: Iterable[Batch], num_videos: int) -> Iterator[Batch]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rdfa.detect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     detector = parser.add_mutually_exclusive_group(required=True)
@@ -127,11 +127,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ext_score_file", metavar="F", help="video-level class scores to fuse with")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
-        parser.error(f"--batch_size {args.batch_size}: give at least 1")
+        raise UsageError(f"--batch_size {args.batch_size}: give at least 1")
     if args.fps is not None and not 0 < args.fps < math.inf:
-        parser.error(f"--fps {args.fps}: give a positive number")
+        raise UsageError(f"--fps {args.fps}: give a positive number")
     if args.backend and not args.artifact:
-        parser.error("--backend chooses what runs an --artifact: a --run_dir is run by PyTorch")
+        raise UsageError("--backend chooses what runs an --artifact: a --run_dir is run by PyTorch")
     return args
 
 

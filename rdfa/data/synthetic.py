@@ -153,7 +153,7 @@ def _save(path: Path, features_TC: np.ndarray) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rdfa.data.synthetic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of annotations.json and features/")
