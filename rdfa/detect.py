@@ -25,6 +25,7 @@ from rdfa.config import Config
 from rdfa.data.dataset import Batch
 from rdfa.data.features import EXTENSIONS
 from rdfa.errors import UsageError
+from rdfa.files import check_place
 from rdfa.inference.fusion import ClassScores
 from rdfa.inference.inputs import open_features
 from rdfa.inference.pipeline import Runner, batches_of_equal_length, detect_videos, run_module, run_session
@@ -44,6 +45,7 @@ class Source(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
+    check_place(args.output)
     source = open_artifact(args.artifact, args.backend) if args.artifact else open_run(args.run_dir, args.device)
     settings, model, post = source.config.dataset, source.config.model, source.config.post
     dataset = open_features(settings, model.embedding.input_c, args.features, args.annotations, args.subset, args.fps)
