@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,11 @@ class Compiled:
     registers: int
     stack: int
     shared: int
-    sass: str
+    cubin: bytes
+
+    @cached_property
+    def sass(self) -> str:
+        return _cuobjdump(self.cubin, "--dump-sass")
 
     def count(self, pattern: str) -> int:
         """Instructions that match from their start, predicate apart; "LDG.*128", for example."""
@@ -94,20 +99,15 @@ class _AbsentGPU:
 
 
 def _inspect(kernel):
-    usage = re.search(r"REG:(\d+) STACK:(\d+)", _cuobjdump(kernel, "--dump-resource-usage"))
-    return Compiled(
-        name=kernel.metadata.name,
-        registers=int(usage[1]),
-        stack=int(usage[2]),
-        shared=kernel.metadata.shared,
-        sass=_cuobjdump(kernel, "--dump-sass"),
-    )
+    cubin = kernel.asm["cubin"]
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", _cuobjdump(cubin, "--dump-resource-usage"))
+    return Compiled(kernel.metadata.name, int(usage[1]), int(usage[2]), kernel.metadata.shared, cubin)
 
 
-def _cuobjdump(kernel, option):
+def _cuobjdump(cubin, option):
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
         command = [tool if tool.exists() else "cuobjdump", option, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
