@@ -166,7 +166,7 @@ def _pack(B, C, tile, reverse):
     BC = torch.empty(blocks, 2 * N, tile.block, dtype=torch.float32, device=B.device)
     pack_kernel[(blocks,)](
         B, C, BC, length, batch, groups, int(reverse), *B.stride(), *C.stride(),
-        N=N, N_POWER=1 << (N - 1).bit_length(), LT=tile.lanes, T=tile.steps, num_warps=1,
+        N=N, N_POWER=1 << (N - 1).bit_length(), LT=tile.lanes, T=tile.steps, num_warps=max(1, tile.block // 64),
     )  # fmt: skip
     return BC
 
