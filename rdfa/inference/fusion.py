@@ -124,7 +124,7 @@ def _load_pickle(path: Path) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; give a file of class scores") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}; check the path") from error
     try:
         return _ArrayUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # damaged bytes lead to almost any exception

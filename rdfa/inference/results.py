@@ -103,11 +103,14 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; give a file of detections") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}; check the path") from error
     try:
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged or no text file: {error}") from error
+        raise RunError(f"{path} is damaged or no text file: {error}; copy it again") from error
+    if not text.strip():
+        raise RunError(f"{path} is empty: whatever should have written it did not end well")
+    return text
 
 
 def parse_json(path: str | os.PathLike, text: str) -> Any:
