@@ -29,14 +29,19 @@ def drawn(monkeypatch):
     return axes
 
 
-def test_rows_bars_and_opacity(tmp_path, drawn):
-    found = detections([(1.0, 3.5, 0.9, 0), (2.0, 3.0, 0.2, 0), (5.0, 6.0, 0.8, 5), (7.0, 8.0, 0.1, 7)])
-    draw_timeline(tmp_path / "t.png", VIDEO, found, NAMES)
+def test_rows_bars_and_scores(tmp_path, drawn):
+    # The last two are below half of the best score; the second overlaps the first, the third does not.
+    rows = [(1.0, 3.5, 0.8, 0), (2.0, 3.0, 0.5, 0), (4.0, 9.0, 0.45, 0), (5.0, 6.0, 0.6, 5), (7.0, 8.0, 0.1, 7)]
+    draw_timeline(tmp_path / "t.png", VIDEO, detections([*rows, (7.0, 8.0, 0.3, 2)]), NAMES)
     (axes,) = drawn
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Diving", "HighJump", "LongJump"]
-    bars = {(bar.get_x(), round(bar.get_width(), 6)): bar for bar in axes.patches}
-    assert set(bars) == {(1.0, 3.0), (10.0, 2.0), (1.0, 2.5), (2.0, 1.0), (5.0, 1.0)}
-    assert [bars[key].get_alpha() for key in ((1.0, 2.5), (2.0, 1.0), (5.0, 1.0))] == [0.9, 0.2, 0.8]
+    bars = {(bar.get_x(), bar.get_x() + bar.get_width()): bar for bar in axes.patches}
+    truth, found = [(1.0, 4.0), (10.0, 12.0)], [(1.0, 3.5), (2.0, 3.0), (4.0, 9.0), (5.0, 6.0)]
+    assert set(bars) == {*truth, *found}
+    first, second, third, other = (bars[key].get_y() for key in found)
+    assert bars[truth[0]].get_y() < first == third < second < bars[truth[1]].get_y() < other
+    assert bars[found[0]].get_alpha() > bars[found[3]].get_alpha() > bars[found[1]].get_alpha() > 0.3
+    assert sorted(text.get_text() for text in axes.texts) == ["0.45", "0.50", "0.60", "0.80"]
     assert axes.get_xlim() == (0, 20)
     height, width = matplotlib.image.imread(tmp_path / "t.png").shape[:2]
     assert 900 < width < 1100 and height < width
@@ -48,6 +53,8 @@ def test_a_video_without_detections_or_ground_truth(tmp_path, drawn, found):
     empty = SimpleNamespace(id="v", duration=None, segments_N2=np.empty((0, 2)), labels_N=np.empty(0, int))
     draw_timeline(tmp_path / "b.png", empty, found, NAMES)
     assert [len(axes.patches) for axes in drawn] == [2, 0]
+    draw_timeline(tmp_path / "c.png", VIDEO, detections([(0, 1, 0.0, 0)]), NAMES)  # a best score of zero
+    assert len(drawn[2].patches) == 3
 
 
 def test_many_classes_fit(tmp_path, drawn):
