@@ -1,6 +1,7 @@
 """Real annotations and features through the commands, as a user meets them; needs RDFA_DATA."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def trained(tmp_path_factory):
         "Loader.num_workers = 0",
     ]
     params += [f"Dataset.{subset}_subset = 'training'" for subset in ("train", "test")]
+    params += ["Dataset.feat_stride = 64", "Dataset.num_frames = 64"]
     argv = flags(run_dir, real("gym_i3d/annotations.json"), real("gym_i3d/i3d_features"), *params)
     assert cli.run(train.main, argv) == 0
     return run_dir
@@ -68,16 +70,22 @@ def test_one_missing_video_of_thumos14_is_named(tmp_path, capsys):
 
 def test_an_epoch_on_real_clips(trained):
     (epoch,) = metrics(trained, "train")
-    assert epoch["step"] == 15 and 0 < epoch["loss"] < 10
+    assert epoch["step"] == 15 and 0 < epoch["loss"] < 10 and epoch["reg_loss"] > 0
     assert len(metrics(trained, "eval")) == 1
     assert RunDirectory(trained).class_names()[1] == "bench press"
 
 
 def test_detections_in_a_real_untrimmed_video(trained, tmp_path, capsys):
     """164 feature vectors, float64 in a .npy.gz, of a video whose id ends in .npy."""
-    output = tmp_path / "found.json"
+    output, run_dir = tmp_path / "found.json", tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    config = run_dir / "config.gin"
+    text = config.read_text()
+    for name, frames in (("feat_stride", 4), ("num_frames", 16)):  # the clips of the training have one every 64 frames
+        text = text.replace(f"Dataset.{name} = 64", f"Dataset.{name} = {frames}")
+    config.write_text(text)
     argv = ["--features", real("gym_i3d/highjump.npy.gz"), "--annotations", real("gym_i3d/gt.json"), "--output", output]
-    assert cli.run(detect.main, ["--run_dir", str(trained), *map(str, argv)]) == 0
+    assert cli.run(detect.main, ["--run_dir", str(run_dir), *map(str, argv)]) == 0
     content = json.loads(output.read_text())
     assert content.keys() == {"version", "results", "external_data"} and list(content["results"]) == ["highjump.npy"]
     assert f"{len(content['results']['highjump.npy'])} detections in 1 videos" in capsys.readouterr().out

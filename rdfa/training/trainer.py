@@ -5,6 +5,7 @@ Shapes: B videos, C channels or classes, T frames of the feature grid, P points 
 
 import contextlib
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -115,6 +116,12 @@ class Trainer:
         averages["lr"] = values["lr"]
         self.log.write("train", self.epoch, self.step, {**averages, "seconds": round(time.monotonic() - started, 3)})
         say(f"{title}  average " + "  ".join(f"{name} {value:.4g}" for name, value in averages.items()))
+        if averages["reg_loss"] == 0:
+            say(
+                "warning: no action of this epoch lay where the features are, so only background was learned: check "
+                "Dataset.feat_stride, downsample_rate, num_frames and the frame rates",
+                sys.stderr,
+            )
 
     def _iteration(self, batch: Batch) -> dict[str, float]:
         """One step of the optimiser and the average; the losses, norm of the gradient and rate it went with."""

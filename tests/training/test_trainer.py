@@ -108,6 +108,14 @@ def test_weights_move_and_the_average_follows(trained, dataset):
         assert 0 < (averaged[name] - start[name]).norm() < 0.02 * moved, name  # decay 0.999, ten steps
 
 
+def test_actions_that_miss_the_features_are_told(dataset, tmp_path, capsys):
+    """The stride of other features: by it every action would begin after the last clip of its video."""
+    train(configuration(dataset, "Dataset.feat_stride = 1", "Dataset.default_fps = 10000.0"), tmp_path / "a")
+    assert "warning: no action of this epoch lay where the features are" in capsys.readouterr().err
+    train(configuration(dataset), tmp_path / "b")
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_finished_training_has_nothing_to_do(trained, dataset, capsys):
     _, run_dir = trained
     before = (run_dir / "metrics.jsonl").read_bytes()
