@@ -108,7 +108,7 @@ def _forward(x, y, weights, biases, silu, reverse):
     grid, blocks = _grid(x, tile)
     with torch.cuda.device_of(x):
         forward_kernel[grid](
-            x, weights, biases, y, x.stride(), y.stride(), *x.shape[1:], blocks,
+            x, weights, biases, y, *x.stride(), *y.stride(), *x.shape[1:], blocks,
             **_constants(tile, weights, silu, reverse),
         )  # fmt: skip
     return y
@@ -130,12 +130,12 @@ def _backward(dy, x, dx, weights, biases, silu, reverse):
     weights, biases = _contiguous(weights), _contiguous(biases)
     grid, blocks = _grid(x, tile)
     constants = _constants(tile, weights, silu, reverse)
-    directions, sequences, channels, length = x.shape
+    directions, sequences, channels, _ = x.shape
     rows = sum(constants["WIDTHS"]) + len(weights)
     sums = torch.empty(directions * sequences * grid[1], rows, channels, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         backward_kernel[grid](
-            dy, x, weights, biases, dx, sums, dy.stride(), x.stride(), dx.stride(), sequences, channels, length, blocks,
+            dy, x, weights, biases, dx, sums, *dy.stride(), *x.stride(), *dx.stride(), *x.shape[1:], blocks,
             ROWS=rows, **constants,
         )  # fmt: skip
         add_up_kernel[(-(-channels // 32), rows)](

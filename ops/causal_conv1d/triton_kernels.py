@@ -16,8 +16,8 @@ from ops.selective_scan.triton_common import join_steps, split_steps
 
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is base 2
 
-# Sizes and strides never become constants: one kernel serves all lengths.
-SIZES = ["S", "D", "L", "blocks", "slots", "x_strides", "y_strides", "dy_strides", "dx_strides"]
+# Sizes and strides (of direction, sequence, channel, time) never become constants: one kernel serves all lengths.
+SIZES = ["S", "D", "L", "blocks", "slots", *(f"{name}_{axis}" for name in ("x", "y", "dy", "dx") for axis in "rsdt")]
 
 
 @triton.jit
@@ -144,12 +144,14 @@ def forward_tiles(
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    x_ptr, weights, biases, y_ptr, x_strides, y_strides, S, D, L, blocks,
+    x_ptr, weights, biases, y_ptr, x_r, x_s, x_d, x_t, y_r, y_s, y_d, y_t, S, D, L, blocks,
     WIDTHS: tl.constexpr, BEFORE: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, BOTH: tl.constexpr,
     PD: tl.constexpr, PT: tl.constexpr, T: tl.constexpr, V: tl.constexpr, TIME_INNER: tl.constexpr,
 ):  # fmt: skip
     """y. WIDTHS are those of the K filters, BEFORE the largest less one. BOTH: direction 0 runs forwards and 1
     backwards, whatever REVERSE says."""
+    x_strides = (x_r, x_s, x_d, x_t)
+    y_strides = (y_r, y_s, y_d, y_t)
     SPLIT: tl.constexpr = TIME_INNER and T > 1
     U: tl.constexpr = T if SPLIT else V
     direction, sequence, _, d, real, step = locate(S, D, blocks, PD, PT, T, V, TIME_INNER, BOTH)
@@ -253,13 +255,17 @@ def backward_tiles(
 
 @triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
-    dy_ptr, x_ptr, weights, biases, dx_ptr, sums_ptr, dy_strides, x_strides, dx_strides, S, D, L, blocks,
+    dy_ptr, x_ptr, weights, biases, dx_ptr, sums_ptr,
+    dy_r, dy_s, dy_d, dy_t, x_r, x_s, x_d, x_t, dx_r, dx_s, dx_d, dx_t, S, D, L, blocks,
     ROWS: tl.constexpr,
     WIDTHS: tl.constexpr, BEFORE: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr, BOTH: tl.constexpr,
     PD: tl.constexpr, PT: tl.constexpr, T: tl.constexpr, V: tl.constexpr, TIME_INNER: tl.constexpr,
 ):  # fmt: skip
     """dx, and what each program adds to the gradients of the filters, [slots, ROWS, D]: for each filter a row for every
     lag and one for the bias."""
+    dy_strides = (dy_r, dy_s, dy_d, dy_t)
+    x_strides = (x_r, x_s, x_d, x_t)
+    dx_strides = (dx_r, dx_s, dx_d, dx_t)
     SPLIT: tl.constexpr = TIME_INNER and T > 1
     U: tl.constexpr = T if SPLIT else V
     direction, sequence, first_d, d, real, step = locate(S, D, blocks, PD, PT, T, V, TIME_INNER, BOTH)
@@ -280,6 +286,16 @@ def backward_kernel(
         )  # fmt: skip
 
 
+@triton.jit
+def store_gradient(dweight_ptr, dbias_ptr, total, row, d, D, W: tl.constexpr):
+    """Row 0 to W - 1: that of a lag's weights; row W: that of the bias; any other: of another filter."""
+    for lag in tl.static_range(W):
+        if row == lag:
+            tl.store(dweight_ptr + d * W + (W - 1 - lag), total.to(dweight_ptr.dtype.element_ty), mask=d < D)
+    if row == W:
+        tl.store(dbias_ptr + d, total.to(dbias_ptr.dtype.element_ty), mask=d < D)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def add_up_kernel(
     sums_ptr, dweights, dbiases, slots, D,
@@ -295,10 +311,5 @@ def add_up_kernel(
         total += tl.load(sums_ptr + at, mask=(slot < slots)[:, None] & (d < D)[None, :], other=0.0)
     total = tl.sum(total, 0)
     for k in tl.static_range(len(WIDTHS)):
-        for lag in tl.static_range(WIDTHS[k]):
-            if row == lag:
-                weight = dweights[k] + d * WIDTHS[k] + (WIDTHS[k] - 1 - lag)
-                tl.store(weight, total.to(dweights[k].dtype.element_ty), mask=d < D)
-        if row == WIDTHS[k]:
-            tl.store(dbiases[k] + d, total.to(dbiases[k].dtype.element_ty), mask=d < D)
+        store_gradient(dweights[k], dbiases[k], total, row, d, D, WIDTHS[k])
         row -= WIDTHS[k] + 1
