@@ -37,7 +37,8 @@ class DatasetSettings(Settings):
         if self.resize and self.downsample_rate != 1:
             raise UsageError(f"Dataset.downsample_rate = {self.downsample_rate}: must be 1 with Dataset.resize = True")
         folders, types = _listed(self.feature_dir), _listed(self.feature_type)
-        if not folders or not types or len(folders) != len(types) and 1 not in (len(folders), len(types)):
+        counts = {len(folders), len(types)}
+        if 0 in counts or (len(counts) > 1 and 1 not in counts):
             raise UsageError(
                 f"Dataset.feature_dir = {self.feature_dir!r}, feature_type = {self.feature_type!r}: "
                 "give lists of one length, or only one of them"

@@ -31,9 +31,9 @@ def seconds_to_grid(segments_N2: np.ndarray, fps: float, stride: int, num_frames
 def resize_features(features_TC: np.ndarray, length: int) -> np.ndarray:
     """Features at `length` positions spread evenly over the video: float32 [length, C].
 
-    Position j lies at (j + 0.5) T / length - 0.5 clips, and takes the linear interpolation of the clips around it, before
-    the first and after the last clip theirs. It is PyTorch's `interpolate` with align_corners=False, as the field's
-    loaders use it.
+    Position j lies at (j + 0.5) T / length - 0.5 clips, and takes the linear interpolation of the clips around it,
+    before the first and after the last clip theirs. It is PyTorch's `interpolate` with align_corners=False, as the
+    field's loaders use it.
     """
     if len(features_TC) == length:
         return features_TC

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from rdfa import config as configs
+from rdfa import deploy
 from rdfa.data.settings import DatasetSettings, LoaderSettings
 from rdfa.deploy import manifest as manifests
 from rdfa.runtime import manifest as reader
@@ -54,6 +55,16 @@ def test_a_resized_video_has_one_frame_per_position():
     dataset = DatasetSettings(num_classes=3, max_seq_len=64, feat_stride=8, num_frames=16, resize=True)
     spec = manifests.feature_spec(dataclasses.replace(config, dataset=dataset))
     assert (spec["resize"], spec["stride"], spec["num_frames"], spec["downsample_rate"]) == (64, 1, 1, 1)
+
+
+def test_artifact_of_a_detector_that_does_not_tell_classes_apart(tmp_path):
+    config = artifacts.tiny_config()
+    model = dataclasses.replace(config.model, cls_head=dataclasses.replace(config.model.cls_head, num_classes=1))
+    config = dataclasses.replace(
+        config, model=model, dataset=dataclasses.replace(config.dataset, class_agnostic=True, num_classes=3)
+    )
+    artifacts.write_run(tmp_path / "run", artifacts.tiny_detector(config), config)
+    assert deploy.export(tmp_path / "run", tmp_path / "artifact", formats=[])["classes"] == ["action"]
 
 
 def test_artifact_of_a_run():
