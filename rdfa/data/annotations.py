@@ -17,8 +17,9 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,14 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class AnnotationSet:
-    """All videos of an annotation file, in file order, and the name of each class."""
+    """All videos of an annotation file, in file order, and the name of each class.
+
+    `texts` counts, for each field of numbers, those that the file gives as text.
+    """
 
     videos: dict[str, Video]
     class_names: dict[int, str]
+    texts: Mapping[str, int] = field(default_factory=dict)
 
     def subset(self, name: str) -> list[Video]:
         """The videos whose subset is `name`, in any spelling: 'Val' and 'validation' are one."""
@@ -93,7 +98,8 @@ def load_annotations(path: str | os.PathLike) -> AnnotationSet:
     entries = {video_id: _Entry(video_id, fields, path) for video_id, fields in table.items()}
     _warn_of_reversed(entries.values(), path)
     class_ids, class_names = _number_classes(entries.values(), path)
-    return AnnotationSet({video_id: entry.video(class_ids) for video_id, entry in entries.items()}, class_names)
+    texts = sum((entry.texts for entry in entries.values()), Counter())
+    return AnnotationSet({video_id: entry.video(class_ids) for video_id, entry in entries.items()}, class_names, texts)
 
 
 def _read_json(path: Path) -> Any:
@@ -139,10 +145,11 @@ class _Entry:
         if not _is_video(fields):
             raise RunError(f"{self.where}: {fields!r:.80} has neither 'annotations' nor 'subset': not a video's entry")
         self.id = video_id
+        self.texts: Counter[str] = Counter()
         self.subset = str(_first(fields, "subset")[1] or "")
         self.duration = self._positive(fields, "duration")
         if self.duration is None and "parent_start_sec" in fields:  # a clip of a longer video
-            start, end = (_number(fields.get(name)) for name in ("parent_start_sec", "parent_end_sec"))
+            start, end = (self._number(name, fields.get(name)) for name in ("parent_start_sec", "parent_end_sec"))
             self.duration = end - start if start is not None and end is not None and end > start else None
         self.fps = self._positive(fields, "fps")
         frames = self._positive(fields, "frame")
@@ -159,11 +166,15 @@ class _Entry:
         labels_N = np.array([class_ids[name] for name, _ in self.classes], dtype=np.int64)
         return Video(self.id, self.subset, self.duration, self.fps, segments_N2, labels_N)
 
+    def _number(self, name: str, value: Any) -> float | None:
+        self.texts[name] += isinstance(value, str)
+        return _number(value)
+
     def _positive(self, fields: dict, name: str) -> float | None:
         name, given = _first(fields, name)
         if given is None:
             return None
-        value = _number(given)
+        value = self._number(name, given)
         if value is None or value <= 0:
             raise RunError(f"{self.where}: {name} = {given!r}: expected a positive number, or leave it out")
         return value
@@ -173,7 +184,7 @@ class _Entry:
         if segment is None and isinstance(annotation, dict) and "start_time" in annotation:
             segment = [annotation["start_time"], annotation.get("end_time")]
         if isinstance(segment, list) and len(segment) == 2:
-            start, end = _number(segment[0]), _number(segment[1])
+            start, end = (self._number("segment", value) for value in segment)
             if start is not None and end is not None:
                 return start, end
         raise RunError(
@@ -185,7 +196,7 @@ class _Entry:
         if label is None and label_id is None:
             raise RunError(f"{self.where}: annotation {number} names no class: give it a 'label'")
         if label_id is not None:
-            value = _number(label_id)
+            value = self._number("label_id", label_id)
             if value is None or value < 0 or value != int(value):
                 raise RunError(
                     f"{self.where}: annotation {number}: label_id = {label_id!r}: expected an integer from 0 up, "

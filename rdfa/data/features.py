@@ -52,9 +52,9 @@ class FeatureFinder:
     def __init__(self, settings: DatasetSettings):
         self.settings = settings
         self._extensions = (settings.feature_ext,) if settings.feature_ext else EXTENSIONS
-        self._entries = {
-            folder: set(list_entries(Path(folder))) for folder, _ in settings.streams if Path(folder).is_file()
-        }
+        self._hdf5 = {folder for folder, _ in settings.streams if Path(folder).is_file()}
+        # Listed once: asking for each file that there may be takes minutes on a file system of the network.
+        self._names = {folder: set(list_entries(Path(folder))) for folder, _ in settings.streams}
 
     def find(self, video_id: str) -> tuple[FeatureFile, ...] | None:
         """The files of a video, one per stream; None where one of them is missing."""
@@ -66,7 +66,7 @@ class FeatureFinder:
         for folder, kind in self.settings.streams:
             if self._find(folder, kind, video_id) is None:
                 name = self.settings.feature_prefix + video_id + kind
-                return name if folder in self._entries else name + (self.settings.feature_ext or ANY_EXTENSION)
+                return name if folder in self._hdf5 else name + (self.settings.feature_ext or ".*")
         raise ValueError(f"no file of {video_id} is missing")
 
     def video_id(self, name: str) -> str | None:
@@ -76,7 +76,7 @@ class FeatureFinder:
         if len(self.settings.streams) == 1:
             affixes.append(("", ""))
         for prefix, ending in affixes:
-            for extension in ("",) if folder in self._entries else self._extensions:
+            for extension in ("",) if folder in self._hdf5 else self._extensions:
                 if name.startswith(prefix) and name.endswith(ending + extension) and not name.startswith("."):
                     return name.removeprefix(prefix).removesuffix(ending + extension)
         return None
@@ -88,26 +88,30 @@ class FeatureFinder:
         if len(self.settings.streams) == 1:
             names |= ids
         for name in names:
-            if folder in self._entries:
-                if name in self._entries[folder]:
+            if folder in self._hdf5:
+                if name in self._names[folder]:
                     return FeatureFile(Path(folder), name)
                 continue
             for extension in self._extensions:
-                path = Path(folder, name + extension)
-                if path.is_file():
-                    return FeatureFile(path)
+                file = name + extension
+                if file in self._names[folder] or ("/" in file and Path(folder, file).is_file()):
+                    return FeatureFile(Path(folder, file))
         return None
 
 
 def list_entries(path: Path) -> list[str]:
-    """Names of the entries of an HDF5 file of many videos."""
+    """Names in a folder, or of the entries of an HDF5 file of many videos, sorted; none where there is neither."""
+    if path.is_dir():
+        return sorted(os.listdir(path))
+    if not path.is_file():
+        return []
     if not path.name.endswith(HDF5):
         raise UsageError(
             f"Dataset.feature_dir = {str(path)!r} is a file: expected a folder, or one of {', '.join(HDF5)}"
         )
     try:
         with _h5py().File(path, "r") as file:
-            return list(file)
+            return sorted(file)
     except OSError as error:
         raise RunError(f"{path}: damaged, or no HDF5 file ({error}): copy it again") from error
 

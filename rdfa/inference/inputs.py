@@ -61,10 +61,7 @@ def open_features(
 
 
 def _videos_of_files(settings: DatasetSettings, path: Path) -> list[Video]:
-    if path.is_dir():
-        names = sorted(file.name for file in path.iterdir())
-    else:
-        names = sorted(list_entries(path)) if path.name.endswith(HDF5) else [path.name]
+    names = list_entries(path) if path.is_dir() or path.name.endswith(HDF5) else [path.name]
     finder = FeatureFinder(settings)
     videos = [_blank(video_id) for name in names if (video_id := finder.video_id(name)) is not None]
     if not videos:

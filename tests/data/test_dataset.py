@@ -204,7 +204,7 @@ def test_missing_files_are_counted_and_named(tmp_path):
     videos = {name: video() for name in NAMES}
     message = (
         r"8 of 11 feature files of subset 'Validation' are missing in '.*features': "
-        r"v03\{\.npy,\S*\[\.gz\], v04.*, v07\S*, \.\.\.: check"
+        r"v03\.\*, v04.*, v07\S*, \.\.\.: check"
     )
     present = {name: 9 for name in NAMES[:3]}
     with pytest.raises(UsageError, match=message + r".* or set Dataset\.skip_missing = True to go on without") as error:
@@ -289,7 +289,9 @@ def test_streams_are_joined(tmp_path, resize):
     assert (item["features_CT"][0, -1], item["features_CT"][4, -1]) == ends
     with pytest.raises(RunError, match=r"rgb/a\.npy \+ .*flow/a\.npy: shape .*: expected 5 channels"):
         build(tmp_path, {"a": video()}, {}, feature_dim=5, **options)[0]
-    with pytest.raises(UsageError, match=r"feature files of subset 'Validation' are missing in '.*rgb', '.*flow': b\{"):
+    with pytest.raises(
+        UsageError, match=r"feature files of subset 'Validation' are missing in '.*rgb', '.*flow': b\.\*:"
+    ):
         build(tmp_path, {"b": video()}, {}, **options)
 
 
