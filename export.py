@@ -13,7 +13,6 @@ The averaged (EMA) weights of the best checkpoint are exported unless --checkpoi
 from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written.
 """
 
-import argparse
 import sys
 
 from rich.console import Console
@@ -23,7 +22,7 @@ from rdfa import cli
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         description=__doc__.partition("\n\n")[0],
         epilog="example: python export.py --run_dir runs/demo --output artifacts/demo --formats torchscript,onnx",
     )

@@ -14,9 +14,13 @@ plain operators, in float32 (against `eager` where one such call would take long
     OUTPUT/report.html      the same to look at; one file, no network
     OUTPUT/latency.png      latency over time
 
-With --kernels, the native selective scan and causal convolution are measured forward and backward against the plain
-references, over the shapes of the detector that --gin_file and --gin_param describe (default: the published one), and
-OUTPUT gets kernels.csv, kernels.json and kernels.png.
+With --kernels, the selective scan and the causal convolution are measured forward and backward over the shapes of the
+detector that --gin_file and --gin_param describe (default: the published one), and OUTPUT gets kernels.csv,
+kernels.json and kernels.png. On a CPU the C++ kernels are compared with the plain references, one call at a time. On a
+GPU the fused kernels of a layer are compared with the CUDA kernels of mamba-ssm and causal-conv1d (where installed: the
+extra 'reference'), the plain references, and the least time that the device allows, at batch 1, 4 and 16; without
+--time also over powers of two up to 65536 steps; accuracy.csv compares the scans' errors. Times there are those of CUDA
+graphs of many calls.
 
 With --artifact, --gin_file and --gin_param set how detections are made of outputs (PostProcessing) and nothing else.
 
@@ -34,7 +38,6 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from rdfa import cli, config
 from rdfa.errors import RunError, UsageError
@@ -65,12 +68,23 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--scenarios", type=_names, default=SCENARIOS, metavar="A,B", help="sweep (the only one so far)"
     )
-    parser.add_argument("--batch", type=_integers, default=(), metavar="1,2", help="batch sizes (default 1,2)")
+    parser.add_argument(
+        "--batch",
+        type=_integers,
+        default=(),
+        metavar="1,2",
+        help="batch sizes (default 1,2; --kernels: 1 on a CPU, 1,4,16 on a GPU)",
+    )
     parser.add_argument(
         "--time", type=_integers, default=(), metavar="576,2304", help="lengths (default: clip length and a quarter)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of one call (default: all cores)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="time budget per row (default 1; --kernels 0.3)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="time budget per row (default 1; --kernels: 0.3 on a CPU, 0.03 on a GPU)",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the results go")
     config.add_flags(parser)
     args = parser.parse_args(argv)
@@ -124,29 +138,22 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
 
 
 def _kernels(args: argparse.Namespace, console: Console) -> None:
-    from ops import library
-    from rdfa.bench import environment, kernel_report, kernels
+    from rdfa.bench import environment, kernel_command, reference
 
-    if args.device == "cuda":
-        raise UsageError("--kernels --device cuda: only the CPU kernels are measured; use --device cpu")
-    model = config.from_args(args).model
-    lengths = args.time or (model.generator.max_seq_len,)
-    threads = args.threads or environment.available_cores()
-    machine = environment.describe(threads)
+    device = reference.resolve_device(args.device)
+    if device == "cuda" and reference.resolve_device("auto") != device:
+        raise UsageError("--kernels --device cuda: torch finds no CUDA device here; use --device cpu")
+    request = kernel_command.Request(
+        model=config.from_args(args).model,
+        output=args.output,
+        threads=args.threads or environment.available_cores(),
+        batches=args.batch,
+        lengths=args.time,
+        seconds=args.seconds,
+    )
+    measure = kernel_command.on_gpu if device == "cuda" else kernel_command.on_cpu
     with console.status("") as status:
-        rows = kernels.run(
-            [case for length in lengths for case in kernels.cases(model, args.batch or (1,), length)],
-            args.seconds or 0.3,
-            threads,
-            native_available=library.loaded(),
-            progress=_progress(console, status),
-        )
-    kernel_report.stamp(rows, machine)
-    kernel_report.write(args.output, machine, rows)
-    table = Table(*kernel_report.COLUMNS, caption=environment.summary(machine), caption_justify="left")
-    for cells in kernel_report.cells(rows):
-        table.add_row(*cells)
-    console.print(table)
+        rows = measure(request, console, _progress(console, status))
     console.print(f"results: {args.output / 'kernels.csv'}", highlight=False, soft_wrap=True)
     if any(row.verdict.startswith("invalid") for row in rows):
         raise RunError("a kernel differs from its reference: see the table above")

@@ -34,7 +34,7 @@ from rdfa.config import Config, add_flags, from_args, from_text
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument(
         "--run_dir", required=True, metavar="RUN", type=Path, help="directory of the run, made if missing"

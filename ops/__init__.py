@@ -13,6 +13,7 @@ if importlib.util.find_spec("torch") is not None:
     from ops import library
     from ops.causal_conv1d.op import causal_conv1d
     from ops.nms.op import decode_nms, nms
+    from ops.selective_scan.bidirectional import bidirectional_scan
     from ops.selective_scan.op import selective_scan
 
-    __all__ = ["causal_conv1d", "decode_nms", "library", "nms", "selective_scan"]
+    __all__ = ["bidirectional_scan", "causal_conv1d", "decode_nms", "library", "nms", "selective_scan"]

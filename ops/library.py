@@ -3,6 +3,7 @@
 Without it every operator runs its plain PyTorch reference; the first one that does says how to build it.
 """
 
+import importlib.util
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 OPERATORS = ("causal_conv1d", "causal_conv1d_backward", "decode_nms", "nms", "selective_scan")
 REMEDY = "build it with: python -m ops.build"
 DTYPES = (torch.float32, torch.bfloat16)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Plain globals, so that torch.compile can trace through the functions below.
 _tried = False
@@ -65,6 +68,13 @@ def _load() -> str | None:
 def runs_native(*tensors: torch.Tensor | None) -> bool:
     """Whether these arguments go to the C++ kernels: all float32 or bfloat16 on the CPU, and the library is there."""
     return all(t is None or (t.device.type == "cpu" and t.dtype in DTYPES) for t in tensors) and available()
+
+
+def runs_triton(*tensors: torch.Tensor | None) -> bool:
+    """Whether these arguments go to the Triton kernels: all on the GPU in one of TRITON_DTYPES, Triton is installed,
+    and the library, which declares the operators, is there."""
+    fits = all(t is None or (t.device.type == "cuda" and t.dtype in TRITON_DTYPES) for t in tensors)
+    return fits and HAS_TRITON and available()
 
 
 def empty_bdl(x_BDL: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

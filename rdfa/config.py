@@ -10,7 +10,9 @@ type or a value out of range raises `UsageError` with the nearest valid name.
 
 import argparse
 import dataclasses
+import difflib
 import os
+import re
 import tokenize
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from rdfa.training.settings import EngineSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SECRETS = ("Wandb.key",)
+REQUIRED = "gin.REQUIRED"  # gin's own macro for a value that must be given
 
 
 @dataclass(frozen=True)
@@ -189,12 +192,22 @@ def from_args(args: argparse.Namespace) -> Config:
 
 def _refuse_unused(macros: dict[str, _Binding], statements: list[tuple[Any, str]]) -> None:
     """A name without a dot defines a macro in gin; one that nothing uses is a misspelt setting."""
-    used = {name for statement, _ in statements for name in _macros_in(statement.value)}
+    used = {name for statement, _ in statements for name in _macros_in(statement.value)} - {REQUIRED}
     for name in macros.keys() - used:
         raise UsageError(
             f"{macros[name].where}: {name!r} is not a setting (Group.name = value), and no binding uses it as %{name}: "
-            + nearest(name, [*GROUPS, *used])
+            + (_with_group(name) or nearest(name, [*GROUPS, *used]))
         )
+
+
+def _with_group(name: str) -> str:
+    """The settings that `name`, written without its group, is likely to mean, as a question; '' if there is none."""
+    groups: dict[str, list[str]] = {}
+    for group, slot in GROUPS.items():
+        for field in dataclasses.fields(slot.cls):
+            groups.setdefault(field.name, []).append(group)
+    match = difflib.get_close_matches(name, groups, n=1, cutoff=0.8)
+    return f"did you mean {' or '.join(f'{group}.{match[0]}' for group in groups[match[0]])}?" if match else ""
 
 
 def _macros_in(value: Any) -> Iterator[str]:
@@ -220,7 +233,8 @@ def _read_file(path: Path, including: tuple[Path, ...]) -> list[tuple[Any, str]]
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read gin file {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or "not text"
+        raise UsageError(f"cannot read gin file {path}: {reason}; the ones to start from are in gin/") from error
     return _parse(text, path.name, path.parent, (*including, path))
 
 
@@ -245,16 +259,27 @@ def _statements(text: str, source: str) -> Iterator[Any]:
         # The parser appends lines of its own that point at the position.
         raise UsageError(f"{source}: {str(error).splitlines()[0]}") from error
     except (SyntaxError, tokenize.TokenError, ValueError, TypeError) as error:
-        reason = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
-        raise UsageError(f"{source}: not a gin configuration: {reason}; write Group.name = value") from error
+        remedy = "write Group.name = value, with text in quotes"
+        raise UsageError(f"{source}: not a gin configuration: {_reason(error)}; {remedy}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the parser found wrong, without what only its authors understand."""
+    token = re.search(r"Failed to parse token (.+)", str(error))
+    if token:
+        return f"{token[1]} is no literal value"
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg.rstrip('.')}"
+    return str(error.args[0] if isinstance(error, tokenize.TokenError) else error).rstrip(".")
 
 
 def _find_include(name: str, folder: Path, where: str) -> Path:
     """An included file is looked for beside the including file, then in the repository."""
-    for base in (folder, REPOSITORY):
+    places = dict.fromkeys((folder, REPOSITORY))
+    for base in places:
         if (base / name).is_file():
             return base / name
-    raise UsageError(f"{where}: included file {name!r} is neither in {folder} nor in {REPOSITORY}")
+    raise UsageError(f"{where}: included file {name!r} is not in {' or '.join(map(str, places))}")
 
 
 def _build(bindings: dict[str, dict[str, _Binding]], macros: dict[str, _Binding]) -> Config:
@@ -265,8 +290,8 @@ def _build(bindings: dict[str, dict[str, _Binding]], macros: dict[str, _Binding]
         try:
             group = slot.cls(**values)
         except UsageError as error:
-            sources = sorted({b.where for b in fields.values()})
-            raise UsageError(f"{error} [{', '.join(sources)}]") from error
+            named = {b.where for f, b in fields.items() if re.search(rf"\b{name}\.{f}\b", str(error))}
+            raise UsageError(f"{error} [{', '.join(sorted(named)) or 'default'}]") from error
         if len(slot.path) == 1:
             parts[slot.path[0]] = group
         else:
@@ -281,7 +306,7 @@ def _resolve(name: str, value: Any, macros: dict[str, _Binding], where: str, cha
         return tuple(_resolve(name, v, macros, where, chain) for v in value)
     if not isinstance(value, _Macro):
         return value
-    if value.name == "gin.REQUIRED":
+    if value.name == REQUIRED:
         raise UsageError(f"{name} is required: give it with --gin_param '{name} = ...' ({where})")
     if value.name in chain:
         raise UsageError(f"{where}: macro %{value.name} refers to itself")

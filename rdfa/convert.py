@@ -10,10 +10,11 @@ over: the published repository keeps neither the state of its random generators 
 training cannot be continued exactly; a new training can start from the same YAML files.
 """
 
-import argparse
+import math
 import re
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,13 @@ def read_checkpoint(path: Path) -> Published:
         left_out = [key for key in content if key not in ("epoch", "model", "model_ema", "mAP")]
         if left_out:
             notes.append(f"not taken over: {', '.join(left_out)} (a published training cannot be continued exactly)")
-        meta = {name: kind(content[name]) for name, kind in (("epoch", int), ("mAP", float)) if name in content}
+        meta = {}
+        for name, kind in (("epoch", int), ("mAP", float)):
+            if name in content:
+                try:
+                    meta[name] = _figure(kind, content[name])
+                except (TypeError, ValueError, OverflowError):
+                    notes.append(f"{name} = {content[name]!r:.40} is not a figure: left out")
         model = content["model"]
     else:
         notes = ["a bare state_dict: the same weights serve for training and evaluation"]
@@ -133,12 +140,25 @@ def convert(yaml_files: dict[str, Path], checkpoint: Path, output: Path) -> list
     return lines
 
 
+def _figure(kind: type, value: Any) -> Any:
+    """`value` as a number from 0 up; raises where it is none."""
+    number = kind(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(value)
+    return number
+
+
 def _load(path: Path) -> Any:
     try:
+        # torch does not look at the checksums in the file.
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
+            raise UsageError(f"{path} is damaged: {damaged} in it has another checksum than was written: copy it again")
         with torch.serialization.safe_globals(_NUMPY_SCALAR), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except UsageError:
+        raise
     except Exception as error:  # torch raises whatever the damaged bytes lead to
         text = str(error)
         if named := re.search(r"GLOBAL (\S+)", text):
@@ -146,8 +166,19 @@ def _load(path: Path) -> Any:
                 f"{path} was refused: it holds {named[1]}, neither a tensor nor a number, and loading it could "
                 "run code. Save the weights alone: torch.save(model.state_dict(), ...)"
             ) from error
+        if _is_plain_pickle(path):
+            raise UsageError(
+                f"{path} was refused: it is a pickle of something else than weights, and loading it could run code. "
+                "Save the weights alone: torch.save(model.state_dict(), ...)"
+            ) from error
         reason = re.split(r"\. |\n", text)[0] if "zip archive" in text or not text else "unreadable content"
         raise UsageError(f"{path} is not a whole .pt file of weights ({reason or 'empty'}): copy it again") from error
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Whether the file starts as a pickle of protocol 2 or later does, and ends as a pickle does."""
+    content = path.read_bytes()
+    return content[:1] == b"\x80" and content[-1:] == b"."
 
 
 def _weights(state: Any, path: Path) -> dict[str, Tensor]:
@@ -174,7 +205,7 @@ def _class_names(config: Config) -> dict[int, str] | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rdfa.convert",
         description="Turn a run of the published repository into a run directory.",
         epilog="example: python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml "

@@ -24,6 +24,7 @@ from rdfa.config import Config
 from rdfa.data.dataset import Batch
 from rdfa.data.features import ANY_EXTENSION
 from rdfa.errors import UsageError
+from rdfa.files import check_place
 from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
 from rdfa.inference.inputs import open_features
 from rdfa.inference.pipeline import Runner, batches_of_equal_length, detect_videos, run_module, run_session
@@ -43,6 +44,7 @@ class Source(NamedTuple):
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
+    check_place(args.output)
     source = open_artifact(args.artifact, args.backend) if args.artifact else open_run(args.run_dir, args.device)
     settings, model, post = source.config.dataset, source.config.model, source.config.post
     dataset = open_features(settings, model.embedding.input_c, args.features, args.annotations, args.subset, args.fps)
@@ -112,7 +114,7 @@ def _progress(batches: Iterable[Batch], num_videos: int) -> Iterator[Batch]:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rdfa.detect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     detector = parser.add_mutually_exclusive_group(required=True)
@@ -135,11 +137,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ext_score_file", metavar="F", help="video-level class scores to fuse with")
     args = parser.parse_args(argv)
     if args.batch_size < 1:
-        parser.error(f"--batch_size {args.batch_size}: give at least 1")
+        raise UsageError(f"--batch_size {args.batch_size}: give at least 1")
     if args.fps is not None and not 0 < args.fps < math.inf:
-        parser.error(f"--fps {args.fps}: give a positive number")
+        raise UsageError(f"--fps {args.fps}: give a positive number")
     if args.backend and not args.artifact:
-        parser.error("--backend chooses what runs an --artifact: a --run_dir is run by PyTorch")
+        raise UsageError("--backend chooses what runs an --artifact: a --run_dir is run by PyTorch")
     return args
 
 

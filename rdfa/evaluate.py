@@ -78,7 +78,7 @@ def summary(result: MeanAP) -> dict:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rdfa.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ground_truth", required=True, metavar="A.json", help="annotations, .json or .json.gz")
@@ -97,7 +97,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--video", metavar="ID", help="video of --timeline (default: the first with both)")
     args = parser.parse_args(argv)
     if args.video and not args.timeline:
-        parser.error("--video chooses the video of --timeline: give both")
+        raise UsageError("--video chooses the video of --timeline: give both")
     return args
 
 

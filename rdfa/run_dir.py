@@ -125,9 +125,16 @@ def load_meta(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_config(run_dir: str | os.PathLike, config: Config, class_names: Mapping[int, str] | None = None) -> None:
-    """Make `run_dir` a run directory: the operative configuration and, where known, the class names."""
+    """Make `run_dir` a run directory: the operative configuration and, where known, the class names.
+
+    Raises:
+        UsageError: there can be no such directory.
+    """
     path = Path(run_dir)
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make run directory {path}: {error.strerror}; give a folder of yours") from error
     _write_text(path / "config.gin", to_gin(config))
     if class_names is not None:
         names = {str(label): name for label, name in sorted(class_names.items())}

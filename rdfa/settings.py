@@ -14,6 +14,8 @@ from typing import Any
 
 from rdfa.errors import UsageError
 
+MOST_NAMES = 30  # in a message: all groups of the configuration, not all videos of a data set
+
 
 def setting(default: Any, *, ge=None, gt=None, le=None, lt=None, choices: Iterable | None = None, doc: str = ""):
     """Declare a field of a `Settings` class with its default and the range of values it accepts.
@@ -51,12 +53,15 @@ def group_name(cls: type) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name closest to `name` as a question, or the list of valid names when none is close."""
+    """The valid name closest to `name` as a question, or the valid names, as many as fit on a line."""
     valid = sorted(valid)
     if not valid:
         return "there is none"
     match = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else f"valid: {', '.join(valid)}"
+    if match:
+        return f"did you mean {match[0]!r}?"
+    more = f" and {len(valid) - MOST_NAMES} more" if len(valid) > MOST_NAMES else ""
+    return f"valid: {', '.join(valid[:MOST_NAMES])}{more}"
 
 
 def _describe(annotation) -> str:

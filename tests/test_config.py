@@ -93,7 +93,9 @@ def test_secrets_are_not_written():
         ("Loader.batchsize = 2", "did you mean 'batch_size'?"),
         ("Loadr.batch_size = 2", "did you mean 'Loader'?"),
         ("x = 1", "'x' is not a setting"),
+        ("x = 1", ": valid: AdamW, BranchModule, "),
         ("Loder = 1", "did you mean 'Loader'?"),
+        ("max_epoch = 1", "did you mean Training.max_epochs or CosineAnnealingLR.max_epochs?"),
         ("Detector.neck = 'FPN2D'", "did you mean 'FPN1D'?"),
         ("Loader.batch_size = 'two'", "Loader.batch_size = 'two': expected int"),
         ("Loader.batch_size = 2.5", "expected int"),
@@ -117,11 +119,25 @@ def test_secrets_are_not_written():
         ("train/Loader.batch_size = 2", "scope 'train'"),
         ("Loader.batch_size =", "write Group.name = value"),
         ("Loader.batch_size = (1,", "write Group.name = value"),
-        ("include 'nowhere.gin'", "'nowhere.gin' is neither in"),
+        ("AdamW.lr = nan", "'nan' (line 1) is no literal value"),
+        (
+            "Dataset.feature_dir = features",
+            "'features' (line 1) is no literal value; write Group.name = value, with text",
+        ),
+        ("include 'nowhere.gin'", f"'nowhere.gin' is not in {GIN.parent}"),
     ],
 )
 def test_bad_bindings_name_value_and_remedy(binding, expected):
     assert expected in message(binding)
+
+
+def test_a_wrong_value_is_traced_to_the_binding_that_holds_it(tmp_path):
+    (tmp_path / "run.gin").write_text("Training.max_epochs = 3\nTraining.print_freq = 0\n")
+    with pytest.raises(UsageError, match=r"print_freq = 0 is out of range: it must be >= 1 \[run\.gin:2\]$"):
+        config.load([tmp_path / "run.gin"])
+    text = "Training.max_epochs = 0"
+    with pytest.raises(UsageError, match=rf"\[--gin_param '{text}'\]$"):
+        config.load([tmp_path / "run.gin"], ["Training.print_freq = 1", text])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Published runs become run directories with the published outputs; bad files are refused, and never run."""
 
+import math
 import os
 import pickle
 import subprocess
@@ -128,7 +129,7 @@ BAD_FILES = {
         lambda p, evil, s: torch.save({"model": s, "x": RunsCode(evil)}, p),
         r"was refused: it holds \S*mkdir",
     ),
-    "code in a bare pickle": (make_pickle, "is not a whole .pt file|was refused"),
+    "code in a bare pickle": (make_pickle, "was refused: it is a pickle of something else than weights"),
     "code, old format": (
         lambda p, evil, s: torch.save({"x": RunsCode(evil)}, p, _use_new_zipfile_serialization=False),
         r"was refused: it holds \S*mkdir",
@@ -182,6 +183,26 @@ def test_a_truncated_checkpoint_exits_2(small, state, capsys, kept):
     assert cli.run(convert.main, command(yaml_files, checkpoint, output)) == 2
     assert "is not a whole .pt file" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_flipped_bit_exits_2(small, state, capsys):
+    yaml_files, checkpoint, output = small
+    write_pt(checkpoint, state, state)
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1  # within a tensor: torch reads it without complaint
+    checkpoint.write_bytes(content)
+    assert cli.run(convert.main, command(yaml_files, checkpoint, output)) == 2
+    assert "is damaged: " in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("epoch", ["x", -5, math.inf, None])
+def test_figures_that_are_none_are_left_out(tmp_path, epoch):
+    path, weights = tmp_path / "c.pt", {"a": torch.ones(2)}
+    torch.save({"model": weights, "model_ema": weights, "epoch": epoch, "mAP": math.nan}, path)
+    published = convert.read_checkpoint(path)
+    assert published.meta == {}
+    assert published.notes == [f"epoch = {epoch!r} is not a figure: left out", "mAP = nan is not a figure: left out"]
 
 
 def test_scalars_of_both_numpy_generations_are_read(tmp_path):

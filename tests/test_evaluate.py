@@ -86,7 +86,7 @@ def test_refusals_are_one_line(files, extra, code, message, capsys, tmp_path, mo
 
 
 def test_a_video_needs_a_timeline(files):
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(UsageError, match="--video chooses the video of --timeline"):
         evaluate.main([*files, "--video", "v_a"])
 
 

@@ -1,85 +1,90 @@
-"""Every file of the folder of real data is read as what it is, or refused for what is wrong with it."""
+"""Real annotations and features through the commands, as a user meets them; needs RDFA_DATA."""
 
-import os
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rdfa.data.annotations import load_annotations
-from rdfa.data.features import load_features
-from rdfa.errors import RunError
-from rdfa.inference.fusion import ClassScores
+import train
+from rdfa import cli, detect
 from rdfa.inference.results import read_results
+from rdfa.run_dir import RunDirectory
+from tests.data.factory import real, real_data
+from tests.training.tiny import metrics
 
-ROOT = Path(os.environ.get("RDFA_DATA", "nowhere"))
-pytestmark = pytest.mark.skipif("RDFA_DATA" not in os.environ, reason="RDFA_DATA is not set: no real data")
+pytestmark = real_data
 
-
-def class_scores(path):
-    names = load_annotations(ROOT / "activitynet/activity_net.v1-3.reconstructed.json.gz").class_names
-    return ClassScores(path, {} if "thumos14" in path.name else names, 20 if "thumos14" in path.name else 200)
-
-
-def predictions(path):
-    return read_results(path, {})[0]
+GIN = Path(__file__).parent.parent / "gin" / "thumos14.gin"
 
 
-READ = {
-    "thumos14/thumos14.json.gz": load_annotations,
-    "thumos14/thumos_14_anno.opentad.json.gz": load_annotations,
-    "thumos14/thumos14_cls_scores.pkl": class_scores,
-    "thumos14/predictions_a2net_af38.txt.gz": predictions,
-    "thumos14/c3d_features/*.npy": load_features,
-    "activitynet/activity_net.v1-3.reconstructed.json.gz": load_annotations,
-    "activitynet/activity_net.v1-2.min.json.gz": load_annotations,
-    "activitynet/sample_detection_prediction.json.gz": predictions,
-    "activitynet/stale_best_score.json.gz": class_scores,
-    "hacs/HACS_segments_readme_example.json": load_annotations,
-    "hacs/hacs_val_top3_cls_scores.json.gz": class_scores,
-    "ego4d/clip_annotations_split.json.gz": load_annotations,
-    "gym_i3d/annotations.json": load_annotations,
-    "gym_i3d/gt.json": load_annotations,
-    "gym_i3d/i3d_features/*.npy": load_features,
-    "gym_i3d/highjump.npy.gz": load_features,
-    "mmaction2_eval_localization/gt.json": load_annotations,
-    "mmaction2_eval_localization/result.json": predictions,
-}
-REFUSED = {
-    # A configuration is pickled beside the tensor: loading it would run code.
-    "features_i3d_video_features/*.pt": (load_features, "needs omegaconf.dictconfig.DictConfig to be unpickled"),
-    # Tables, not annotations in one of the layouts.
-    "epic_kitchens/EPIC_100_validation.csv.gz": (load_annotations, "not JSON"),
-    # Lists of classes and frame rates, which name no actions.
-    "activitynet/action_name.csv": (load_annotations, "not JSON"),
-    "activitynet/action_label_mapping.json": (load_annotations, "no videos found"),
-    "activitynet/video_fps.json.gz": (load_annotations, "no videos found"),
-    "ego4d/ego4d_label_map.txt": (load_annotations, "not JSON"),
-    "ego4d/moment_classes_idx.json": (load_annotations, "no videos found"),
-}
+def flags(run_dir, annotations, features, *params):
+    settings = (f"Dataset.annotation_file = '{annotations}'", f"Dataset.feature_dir = '{features}'", *params)
+    return ["--gin_file", str(GIN), "--run_dir", str(run_dir), *(p for s in settings for p in ("--gin_param", s))]
 
 
-def files(pattern):
-    found = sorted(ROOT.glob(pattern))
-    assert found, pattern
-    return found
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One epoch on 30 real I3D clips of 1 to 39 feature vectors, with a narrow detector."""
+    run_dir = tmp_path_factory.mktemp("gym") / "run"
+    params = [
+        "FEATURE_DIM = 2048",
+        "MAX_SEQ_LEN = 64",
+        "EMB_C = 16",
+        "Training.max_epochs = 1",
+        "Loader.num_workers = 0",
+    ]
+    params += [f"Dataset.{subset}_subset = 'training'" for subset in ("train", "test")]
+    argv = flags(run_dir, real("gym_i3d/annotations.json"), real("gym_i3d/i3d_features"), *params)
+    assert cli.run(train.main, argv) == 0
+    return run_dir
 
 
-@pytest.mark.parametrize("pattern", READ)
-def test_is_read(pattern):
-    for path in files(pattern):
-        READ[pattern](path)
+def test_missing_features_of_thumos14_are_reported(tmp_path, capsys):
+    argv = flags(tmp_path / "run", real("thumos14/thumos14.json.gz"), tmp_path)
+    assert cli.run(train.main, argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "Validation: 200 videos with 3,007 actions\nTest: 212 videos with 3,358 actions\n"
+    assert err.startswith(f"error: 200 of 200 feature files of subset 'Validation' are missing in '{tmp_path}': video_")
+    assert err.count("\n") == 1 and "check Dataset.feature_dir" in err
+    assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("pattern", REFUSED)
-def test_is_refused(pattern):
-    load, reason = REFUSED[pattern]
-    for path in files(pattern):
-        with pytest.raises(RunError) as error:
-            load(path)
-        assert reason in str(error.value) and path.name in str(error.value) and "\n" not in str(error.value)
+def test_one_missing_video_of_thumos14_is_named(tmp_path, capsys):
+    path = real("thumos14/thumos14.json.gz")
+    for number in range(1, 1001):
+        np.save(tmp_path / f"video_validation_{number:07d}.npy", np.zeros((1, 3200), np.float32))
+    (tmp_path / "video_validation_0000266.npy").unlink()
+    assert cli.run(train.main, flags(tmp_path / "run", path, tmp_path)) == 2
+    assert "1 of 200 feature files of subset 'Validation' are missing" in (err := capsys.readouterr().err)
+    assert ": video_validation_0000266.*: check" in err
+    # Told to go on without it, the next thing that is missing is reported: all of the test subset.
+    argv = flags(tmp_path / "run", path, tmp_path, "Dataset.skip_missing = True")
+    assert cli.run(train.main, argv) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: 1 of 200 feature files of subset 'Validation' are missing")
+    assert error.startswith("error: 212 of 212 feature files of subset 'Test' are missing")
 
 
-def test_no_file_is_left_out():
-    known = {path for pattern in (*READ, *REFUSED) for path in files(pattern)}
-    rest = {path.name for path in ROOT.rglob("*") if path.is_file() and path not in known}
-    assert rest == {"README.md", "EXPECTED.json"}
+def test_an_epoch_on_real_clips(trained):
+    (epoch,) = metrics(trained, "train")
+    assert epoch["step"] == 15 and 0 < epoch["loss"] < 10
+    assert len(metrics(trained, "eval")) == 1
+    assert RunDirectory(trained).class_names()[1] == "bench press"
+
+
+def test_detections_in_a_real_untrimmed_video(trained, tmp_path, capsys):
+    """164 feature vectors, float64 in a .npy.gz, of a video whose id ends in .npy."""
+    output = tmp_path / "found.json"
+    argv = ["--features", real("gym_i3d/highjump.npy.gz"), "--annotations", real("gym_i3d/gt.json"), "--output", output]
+    assert cli.run(detect.main, ["--run_dir", str(trained), *map(str, argv)]) == 0
+    content = json.loads(output.read_text())
+    assert content.keys() == {"version", "results", "external_data"} and list(content["results"]) == ["highjump.npy"]
+    assert f"{len(content['results']['highjump.npy'])} detections in 1 videos" in capsys.readouterr().out
+    # The clips name 15 of 20 classes; the others go by their numbers.
+    names = {*map(str, range(20)), *RunDirectory(trained).class_names().values()}
+    for entry in content["results"]["highjump.npy"]:
+        start, end = entry["segment"]
+        assert 0 <= start < end <= 24.0 and 0 < entry["score"] < 1 and entry["label"] in names
+    read, _ = read_results(output, RunDirectory(trained).class_names())
+    assert len(read["highjump.npy"].scores_N) == len(content["results"]["highjump.npy"]) > 0

@@ -199,6 +199,13 @@ def test_bytes_that_changed_in_place_are_noticed(run):
         load_training_state(folder)
 
 
+def test_a_file_in_the_way_of_a_run_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UsageError, match=r"cannot make run directory .*file\S*: .*; give a folder of yours"):
+            write_config(path, Config())
+
+
 def test_a_directory_without_configuration_is_no_run(tmp_path):
     with pytest.raises(UsageError, match=r"is not a run directory: it holds no config\.gin"):
         load_detector(tmp_path)

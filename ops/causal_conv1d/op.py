@@ -3,6 +3,8 @@
 import torch
 
 from ops import library
+from ops.causal_conv1d import cuda
+from ops.causal_conv1d.checks import check
 from ops.causal_conv1d.reference import causal_conv1d_reference
 
 ACTIVATIONS = (None, "silu", "swish")
@@ -21,43 +23,28 @@ def causal_conv1d(
     weight_k x_{t + (W-1-k)}), without flipping anything.
 
     Args:
-        x: [B,D,L] (batch, channels, time), any strides; memory order [B,D,L] or [B,L,D] needs no copy.
+        x: [B,D,L] (batch, channels, time), any strides; memory order [B,D,L] or [B,L,D] needs no copy. On a GPU both
+            are fast when the contiguous dimension and the strides are multiples of 16 bytes.
         weight: [D,W], W from 2 to 4. bias: [D] or None.
         activation: None, "silu" or "swish" (the same).
 
     Returns:
-        y [B,D,L] in x's dtype. The C++ kernel keeps x's memory order. Sums are float32 (float64 for float64).
+        y [B,D,L] in x's dtype. The kernels keep x's memory order. Sums are float32 (float64 for float64).
 
-    float32 and bfloat16 on the CPU run the C++ kernel; everything else, and a machine without the library, runs
-    `causal_conv1d_reference`. Differentiable once in x, weight and bias; gradients do not depend on the thread count.
+    float32 and bfloat16 on the CPU run the C++ kernel; float32, float16 and bfloat16 on a GPU run the Triton kernel,
+    where Triton is installed; everything else, and a machine without the library, runs `causal_conv1d_reference`.
+    Differentiable once in x, weight and bias; gradients do not depend on the thread count, and repeat to the last bit.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or name.
     """
-    if not torch.jit.is_tracing():  # which would warn about every comparison of a shape; the operator checks again
-        _check(x, weight, bias, activation)
-    if library.runs_native(x, weight, bias):
-        return torch.ops.rdfa.causal_conv1d(x, weight, bias, activation is not None, reverse)
-    return causal_conv1d_reference(x, weight, bias, activation, reverse)
-
-
-def _check(x, weight, bias, activation):
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation = {activation!r} is unknown: use None, 'silu' or 'swish'")
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if name == "bias" and tensor is None:
-            continue
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} is {kind}: expected a real floating-point tensor")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x on {x.device}: move them to one device")
-    if x.dim() != 3:
-        raise ValueError(f"x has shape {list(x.shape)}: expected [B, D, L]")
-    if weight.dim() != 2 or weight.shape[0] != x.shape[1] or not 2 <= weight.shape[1] <= 4:
-        raise ValueError(f"weight has shape {list(weight.shape)}: expected [D, W] = [{x.shape[1]}, 2..4]")
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != x.shape[1]):
-        raise ValueError(f"bias has shape {list(bias.shape)}: expected [D] = [{x.shape[1]}]")
+    if not torch.jit.is_tracing():  # which would warn about every comparison of a shape; the operator checks again
+        check(x, weight, bias)
+    if library.runs_triton(x, weight, bias) or library.runs_native(x, weight, bias):
+        return torch.ops.rdfa.causal_conv1d(x, weight, bias, activation is not None, reverse)
+    return causal_conv1d_reference(x, weight, bias, activation, reverse)
 
 
 def _fake(x, weight, bias, silu, reverse):
@@ -81,6 +68,9 @@ def _backward(ctx, dy):
 
 
 if library.loaded():
+    if library.HAS_TRITON:
+        torch.library.impl("rdfa::causal_conv1d", "CUDA", cuda.forward)
+        torch.library.impl("rdfa::causal_conv1d_backward", "CUDA", cuda.backward)
     torch.library.register_fake("rdfa::causal_conv1d", _fake)
     torch.library.register_fake("rdfa::causal_conv1d_backward", _fake_backward)
     torch.library.register_autograd("rdfa::causal_conv1d", _backward, setup_context=_setup_context)

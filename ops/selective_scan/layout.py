@@ -1,7 +1,9 @@
-"""How B and C are grouped, and how their gradients lie in memory, on every device."""
+"""How B and C are grouped, and how gradients lie in memory, on every device."""
 
 import torch
 from torch import Tensor
+
+from ops import library
 
 
 def count_groups(B: Tensor, C: Tensor, channels: int) -> int:
@@ -14,3 +16,21 @@ def empty_projection(m: Tensor) -> Tensor:
     if m.dim() == 2:
         return torch.empty_like(m, memory_format=torch.contiguous_format)
     return m.new_empty((*m.shape[:-2], m.shape[-1], m.shape[-2])).transpose(-1, -2)
+
+
+def empty_gradients(u, delta, A, B, C, D, z, delta_bias) -> tuple[Tensor, ...]:
+    """Memory for the gradient of each argument, without elements for arguments that are None."""
+
+    def per_channel(tensor):
+        return u.new_empty(0 if tensor is None else u.shape[1], dtype=torch.float32)
+
+    return (
+        library.empty_bdl(u),
+        library.empty_bdl(delta),
+        A.new_empty(A.shape),
+        empty_projection(B),
+        empty_projection(C),
+        per_channel(D),
+        u.new_empty(0, dtype=torch.float32) if z is None else library.empty_bdl(z),
+        per_channel(delta_bias),
+    )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ops import library
-from ops.selective_scan import cuda
-from ops.selective_scan.layout import count_groups, empty_projection
+from ops.selective_scan import cuda, launch
+from ops.selective_scan.layout import count_groups, empty_gradients
 from ops.selective_scan.reference import selective_scan_reference
 
 MAX_STATES = 256
@@ -136,7 +136,7 @@ def _fake(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
 
 def _fake_train(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
     if u.device.type == "cuda":
-        states = cuda.states_shape(u, A)
+        states = launch.states_shape(u, A.shape[1])
     else:
         batch, channels, length = u.shape
         groups = count_groups(B, C, channels)
@@ -147,19 +147,7 @@ def _fake_train(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
 
 
 def _fake_backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, reverse):
-    def per_channel(tensor):
-        return u.new_empty(0 if tensor is None else u.shape[1], dtype=torch.float32)
-
-    return (
-        library.empty_bdl(u),
-        library.empty_bdl(delta),
-        A.new_empty(A.shape),
-        empty_projection(B),
-        empty_projection(C),
-        per_channel(D),
-        u.new_empty(0, dtype=torch.float32) if z is None else library.empty_bdl(z),
-        per_channel(delta_bias),
-    )
+    return empty_gradients(u, delta, A, B, C, D, z, delta_bias)
 
 
 def _setup_context(ctx, inputs, output):

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from ops.selective_scan.triton_common import (
+    SIZES,
     combine_lanes,
     first_quad,
     join_steps,
@@ -12,6 +13,7 @@ from ops.selective_scan.triton_common import (
     load_rows,
     locate,
     positions,
+    rows_of,
     sigmoid,
     softplus,
     split_steps,
@@ -76,14 +78,15 @@ def sum_lanes(pointer, x, real, lane, R: tl.constexpr, LT: tl.constexpr):
     tl.store(pointer, tl.reshape(total, [R * LT]), mask=real & (lane == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     dy_ptr, u_ptr, delta_ptr, A_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, states_ptr, dlast_ptr,
     du_ptr, ddelta_ptr, dz_ptr, dA_ptr, dBC_ptr, dD_ptr, dbias_ptr,
-    L, channels, groups,
-    dy_b, dy_d, u_b, u_d, delta_b, delta_d, z_b, z_d, du_b, du_d, ddelta_b, ddelta_d, dz_b, dz_d,
+    L, batch, channels, groups, shared, reverse,
+    dy_r, dy_b, dy_d, u_r, u_b, u_d, delta_r, delta_b, delta_d, z_r, z_b, z_d,
+    du_r, du_b, du_d, ddelta_r, ddelta_b, ddelta_d, dz_r, dz_b, dz_d,
     N: tl.constexpr, ALL: tl.constexpr, R: tl.constexpr, LT: tl.constexpr, V: tl.constexpr,
-    EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    UNIT: tl.constexpr, EVEN: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """Gradients from dy and dlast, walking the blocks from the last to the first.
 
@@ -99,44 +102,48 @@ def backward_kernel(
     """
     M: tl.constexpr = R * LT
     BLOCK: tl.constexpr = LT * V
-    batch_group, b, row, real, lane = locate(channels, groups, R, LT)
+    L = L * UNIT
+    sequence_group, direction, b, backwards, row, channel, real, lane = locate(
+        batch, channels, groups, shared, reverse, R, LT
+    )
     lane_RL = tl.broadcast_to(tl.arange(0, LT)[None, :], [R, LT])
     row_RL = tl.broadcast_to(tl.arange(0, R)[:, None], [R, LT])
+    previous = (lane_RL + (LT - 1)) % LT
+    following = (lane_RL + 1) % LT
     blocks = tl.cdiv(L, BLOCK)
-    dy_rows = dy_ptr + b * dy_b + row * dy_d
-    u_rows = u_ptr + b * u_b + row * u_d
-    delta_rows = delta_ptr + b * delta_b + row * delta_d
-    du_rows = du_ptr + b * du_b + row * du_d
-    ddelta_rows = ddelta_ptr + b * ddelta_b + row * ddelta_d
-    if z_ptr is not None:
-        z_rows = z_ptr + b * z_b + row * z_d
-        dz_rows = dz_ptr + b * dz_b + row * dz_d
-    state_row = b * channels + row
+    dy_rows = rows_of(dy_ptr, direction, b, row, dy_r, dy_b, dy_d, UNIT)
+    u_rows = rows_of(u_ptr, direction, b, row, u_r, u_b, u_d, UNIT)
+    delta_rows = rows_of(delta_ptr, direction, b, row, delta_r, delta_b, delta_d, UNIT)
+    du_rows = rows_of(du_ptr, direction, b, row, du_r, du_b, du_d, UNIT)
+    ddelta_rows = rows_of(ddelta_ptr, direction, b, row, ddelta_r, ddelta_b, ddelta_d, UNIT)
+    z_rows = rows_of(z_ptr, direction, b, channel, z_r, z_b, z_d, UNIT)
+    dz_rows = rows_of(dz_ptr, direction, b, row, dz_r, dz_b, dz_d, UNIT)
+    state_row = (direction * batch + b) * channels + row
     state = states_ptr + (state_row * blocks + blocks - 1) * ALL
-    quad = first_quad(BC_ptr, batch_group * blocks + blocks - 1, lane, N, BLOCK)
+    quad = first_quad(BC_ptr, sequence_group * blocks + blocks - 1, lane, N, BLOCK)
     step_RL = row_RL % V
     slot = tl.program_id(0).to(tl.int64) * blocks + blocks - 1
     sums = dBC_ptr + slot * (2 * N * BLOCK) + step_RL // 4 * (LT * 4) + lane_RL * 4 + step_RL % 4
     summed = row_RL < V
     A = ()
     dA = ()
-    q = ()  # gradient of the state at the end of the block
+    q = ()  # what reaches the state at the end of the block, in the last lane alone
     for n in tl.static_range(N):
-        A = A + (load_A(A_ptr, row, n, ALL),)
+        A = A + (load_A(A_ptr, channel, n, ALL),)
         dA = dA + (tl.zeros([M], tl.float32),)
         if dlast_ptr is not None:
             q = q + (tl.load(dlast_ptr + state_row * ALL + n, mask=real, other=0.0),)
         else:
             q = q + (tl.zeros([M], tl.float32),)
     if D_ptr is not None:
-        D = tl.load(D_ptr + row)
+        D = tl.load(D_ptr + channel)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + row)
+        bias = tl.load(bias_ptr + channel)
     dD = tl.zeros([M], tl.float32)
     dbias = tl.zeros([M], tl.float32)
 
     for block in tl.range(blocks - 1, -1, -1):
-        at = positions(block * BLOCK + lane * V, L, V, REVERSE)
+        at = positions(block * BLOCK + lane * V, L, V, backwards)
         inside = (at >= 0) & (at < L)
         u_MV = load_rows(u_rows, at, L, EVEN)
         dt_MV = load_rows(delta_rows, at, L, EVEN)
@@ -153,9 +160,9 @@ def backward_kernel(
             g_MV = g_MV * (z_MV * sigmoid(z_MV))
         if D_ptr is not None:
             dD += tl.sum(g_MV * u_MV, 1)
-        u = split_steps(u_MV, M, V, REVERSE)
-        dt = split_steps(dt_MV, M, V, REVERSE)
-        g = split_steps(g_MV, M, V, REVERSE)
+        u = split_steps(u_MV, M, V, backwards)
+        dt = split_steps(dt_MV, M, V, backwards)
+        g = split_steps(g_MV, M, V, backwards)
         x = ()
         y = ()
         dx = ()
@@ -173,28 +180,27 @@ def backward_kernel(
         for n in tl.static_range(N):
             B = load_quads(quad, n * BLOCK, M, LT, V)
             C = load_quads(quad, (N + n) * BLOCK, M, LT, V)
-            h_start = tl.load(state + n)
+            h_start = tl.load(state + n, mask=lane == 0, other=0.0)
             a = ()
             xB = ()
-            s = tl.zeros([M], tl.float32)
+            s = h_start
             for i in tl.static_range(V):
                 a = a + (tl.exp2(dt[i] * A[n]),)
                 xB = xB + (x[i] * B[i],)
                 s = tl.fma(a[i], s, xB[i])
             p = tl.exp2(sum_dt * A[n])
-            r = tl.zeros([M], tl.float32)
+            r = tl.where(lane == LT - 1, q[n], 0.0)
             for k in tl.static_range(V):
                 r = a[V - 1 - k] * tl.fma(g[V - 1 - k], C[V - 1 - k], r)
 
-            # The state each lane starts from, and the gradient of the one it ends with.
-            s = tl.where(lane == 0, tl.fma(p, h_start, s), s)
+            # The state each lane starts from, and what reaches the one it ends with. The lane at the other end gets
+            # what goes over to the next block.
             _, ends = tl.associative_scan((tl.reshape(p, [R, LT]), tl.reshape(s, [R, LT])), 1, combine_lanes)
-            h = tl.where(lane == 0, h_start, tl.reshape(tl.gather(ends, tl.maximum(lane_RL - 1, 0), 1), [M]))
-            r = tl.where(lane == LT - 1, tl.fma(p, q[n], r), r)
+            h = tl.where(lane == 0, h_start, tl.reshape(tl.gather(ends, previous, 1), [M]))
             starts = scan_from_last_lane(p, r, R, LT)
-            after = tl.reshape(tl.gather(starts, tl.minimum(lane_RL + 1, LT - 1), 1), [M])
+            after = tl.reshape(tl.gather(starts, following, 1), [M])
             qi = tl.where(lane == LT - 1, q[n], after)
-            q_new = q_new + (tl.reshape(tl.gather(starts, tl.zeros([R, LT], tl.int32), 1), [M]),)
+            q_new = q_new + (after,)
 
             hs = (h,)
             y_new = ()
@@ -231,14 +237,14 @@ def backward_kernel(
         for i in tl.static_range(V):
             du = du + (dx[i] * dt[i],)
             ddelta = ddelta + (tl.fma(ddt[i], 0.6931471805599453, dx[i] * u[i]),)  # A is in units of log2(e)
-        du_MV = join_steps(du, 0, M, V, REVERSE)
-        ddelta_MV = join_steps(ddelta, 0, M, V, REVERSE)
+        du_MV = join_steps(du, 0, M, V, backwards)
+        ddelta_MV = join_steps(ddelta, 0, M, V, backwards)
         # The inputs are read again: keeping them in registers over the loop above would cost more.
         gate = load_rows(dy_rows, at, L, EVEN)
         if z_ptr is not None:
             z_MV = load_rows(z_rows, at, L, EVEN)
             sig = sigmoid(z_MV)
-            dz_MV = gate * join_steps(y, 0, M, V, REVERSE) * sig * (1.0 + z_MV * (1.0 - sig))
+            dz_MV = gate * join_steps(y, 0, M, V, backwards) * sig * (1.0 + z_MV * (1.0 - sig))
             store_rows(dz_rows, at, dz_MV, real, L, EVEN)
             gate = gate * z_MV * sig
         if D_ptr is not None:

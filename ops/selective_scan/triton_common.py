@@ -1,8 +1,15 @@
 """What the forward and the backward kernel share: how a tile reads its sequences, and B and C in their packed order.
 
-Letters: R rows (channels of one batch element) of a tile, LT lanes along time for each row, M = R LT the tile's
-threads; V time steps of one 16-byte access, K accesses of a lane in turn, T = K V the steps of a lane, BLOCK = LT T
-those of a tile in one turn; N states. A thread holds T steps of one row and all N states of it in registers.
+Letters: R rows (channels of one sequence) of a tile, LT lanes along time for each row, M = R LT the tile's threads;
+V time steps of one 16-byte access, K accesses of a lane in turn, T = K V the steps of a lane, BLOCK = LT T those of a
+tile in one turn; N states. A thread holds T steps of one row and all N states of it in registers.
+
+One launch takes `directions` (1 or 2) times `batch` sequences. The second direction reads time from the other end, in
+place: `backwards` is a number that each program works out, and steps change places in registers. Channels may be
+branches of `shared` channels each, which have A, D, the bias and z in common.
+
+UNIT: the length and all strides are multiples of it, and are passed divided by it, so that the compiler sees which
+accesses can be 16 bytes wide; no length then needs a kernel of its own.
 
 Everything is two-dimensional, [M, V], and cut into one register tensor [M] per step: reshape and split of the dimension
 that a thread holds itself move nothing, whereas a tile [R, LT, V] is laid out anew, through shared memory.
@@ -13,36 +20,56 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is base 2
 
+# Arguments whose value must not make Triton compile anew.
+SIZES = ["L", "batch", "channels", "groups", "shared", "reverse"]
+SIZES += [f"{name}_{axis}" for name in ("u", "delta", "z", "y", "dy", "du", "ddelta", "dz") for axis in "rbd"]
+SIZES += [f"{name}_{axis}" for name in "BC" for axis in "rbgnt"]
+
 
 @triton.jit
-def locate(channels, groups, R: tl.constexpr, LT: tl.constexpr):
+def locate(batch, channels, groups, shared, reverse, R: tl.constexpr, LT: tl.constexpr):
     """Which rows the threads of this program hold; rows of one tile share B and C, so no tile crosses a group.
 
-    The program's batch x group, its batch, and for each thread its row, whether that row exists (the others are copies
-    of the group's last one), and its lane. 64 bits wherever an address will be computed.
+    The program's sequence x group, its direction, its sequence of that direction and whether time runs backwards; for
+    each thread its row among all channels, its channel among the shared ones, whether that row exists (the others are
+    copies of the group's last one), and its lane. 64 bits wherever an address will be computed.
     """
     per_group = channels // groups
     tiles = tl.cdiv(per_group, R)
     program = tl.program_id(0)
-    batch_group = program // tiles
+    sequence_group = program // tiles
+    sequence = sequence_group // groups
+    direction = sequence // batch
     thread = tl.arange(0, R * LT)
     in_group = program % tiles * R + thread // LT
-    row = batch_group % groups * per_group + tl.minimum(in_group, per_group - 1)
+    row = sequence_group % groups * per_group + tl.minimum(in_group, per_group - 1)
     return (
-        batch_group.to(tl.int64),
-        (batch_group // groups).to(tl.int64),
+        sequence_group.to(tl.int64),
+        direction.to(tl.int64),
+        (sequence % batch).to(tl.int64),
+        direction != reverse,
         row.to(tl.int64),
+        (row % shared).to(tl.int64),
         in_group < per_group,
         thread % LT,
     )
 
 
 @triton.jit
-def positions(start, L, V: tl.constexpr, REVERSE: tl.constexpr):
+def rows_of(ptr, direction, b, row, r_stride, b_stride, d_stride, UNIT: tl.constexpr):
+    """Where each thread's row begins; None for a tensor that is not there."""
+    if ptr is not None:
+        ptr = ptr + (direction * r_stride + b * b_stride + row * d_stride) * UNIT
+    return ptr
+
+
+@triton.jit
+def positions(start, L, V: tl.constexpr, backwards):
     """Where in memory the V steps from `start` [M] lie, [M, V] ascending; backwards, step t lies at L - 1 - t."""
-    if REVERSE:
-        start = L - V - start
-    return start[:, None] + tl.arange(0, V)[None, :]
+    # By arithmetic on scalars: behind a choice between two tensors the compiler no longer sees 16-byte accesses.
+    first = tl.where(backwards, L - V, 0)
+    sign = tl.where(backwards, -1, 1)
+    return (first + sign * start)[:, None] + tl.arange(0, V)[None, :]
 
 
 @triton.jit
@@ -63,7 +90,7 @@ def store_rows(rows, at, x, real, L, EVEN: tl.constexpr):
 
 
 @triton.jit
-def split_steps(x_MV, M: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
+def split_steps(x_MV, M: tl.constexpr, V: tl.constexpr, backwards):
     """[M, V] -> V tensors [M] in the order of the recurrence."""
     if V == 4:
         a, b = tl.split(tl.reshape(x_MV, [M, 2, 2]))
@@ -79,13 +106,13 @@ def split_steps(x_MV, M: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
         x1, x5 = tl.split(b0)
         x3, x7 = tl.split(b1)
         steps = (x0, x1, x2, x3, x4, x5, x6, x7)
-    return flip(steps, 0, V, REVERSE)
+    return flip(steps, 0, V, backwards)
 
 
 @triton.jit
-def join_steps(steps, start: tl.constexpr, M: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
+def join_steps(steps, start: tl.constexpr, M: tl.constexpr, V: tl.constexpr, backwards):
     """Inverse of `split_steps` for the V tensors from `start`."""
-    s = flip(steps, start, V, REVERSE)
+    s = flip(steps, start, V, backwards)
     if V == 4:
         x = tl.reshape(tl.join(tl.join(s[0], s[2]), tl.join(s[1], s[3])), [M, 4])
     else:
@@ -96,11 +123,14 @@ def join_steps(steps, start: tl.constexpr, M: tl.constexpr, V: tl.constexpr, REV
 
 
 @triton.jit
-def flip(steps, start: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
-    """V elements of a tuple from `start`, with REVERSE the last first."""
+def flip(steps, start: tl.constexpr, V: tl.constexpr, backwards):
+    """V elements of a tuple from `start`, backwards the last first."""
     flipped = ()
     for i in tl.static_range(V):
-        flipped = flipped + (steps[start + V - 1 - i] if REVERSE else steps[start + i],)
+        if backwards is False:
+            flipped = flipped + (steps[start + i],)
+        else:
+            flipped = flipped + (tl.where(backwards, steps[start + V - 1 - i], steps[start + i]),)
     return flipped
 
 
@@ -108,7 +138,7 @@ def flip(steps, start: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr):
 def softplus(x):
     """max(x, 0) + log1p(exp(-|x|)), the logarithm by a polynomial: relative error 1.6e-7, where the hardware's log2 has
     1e-4 at the small steps that decide how long a state lasts."""
-    e = tl.exp2(-LOG2E * tl.abs(x))
+    e = tl.exp2(tl.abs(x) * -LOG2E)
     p = tl.fma(e, 0.005267004482448101, -0.029662232846021652)
     p = tl.fma(e, p, 0.07851840555667877)
     p = tl.fma(e, p, -0.13691769540309906)
@@ -122,7 +152,7 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-LOG2E * x))
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
 
 
 @triton.jit
@@ -155,27 +185,30 @@ def load_quads(quad, start: tl.constexpr, M: tl.constexpr, LT: tl.constexpr, T: 
     return steps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def pack_kernel(
-    B_ptr, C_ptr, BC_ptr, L, groups,
-    B_b, B_g, B_n, B_t, C_b, C_g, C_n, C_t,
-    N: tl.constexpr, N_POWER: tl.constexpr, LT: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr,
+    B_ptr, C_ptr, BC_ptr, L, batch, groups, reverse,
+    B_r, B_b, B_g, B_n, B_t, C_r, C_b, C_g, C_n, C_t,
+    N: tl.constexpr, N_POWER: tl.constexpr, LT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """B and C of one block: [N, t] each -> float32 [2N, T / 4, LT, 4], in the order of the recurrence, 0 beyond L."""
     BLOCK: tl.constexpr = LT * T
     blocks = tl.cdiv(L, BLOCK)
     block = tl.program_id(0).to(tl.int64)
-    batch_group = block // blocks
-    b = batch_group // groups
-    g = batch_group % groups
+    sequence_group = block // blocks
+    g = sequence_group % groups
+    sequence = sequence_group // groups
+    direction = sequence // batch
+    b = sequence % batch
     n = tl.arange(0, N_POWER).to(tl.int64)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
     t = block % blocks * BLOCK + i
     inside = (n < N) & (t < L)
-    if REVERSE:
-        t = L - 1 - t
+    t = tl.where(direction != reverse, L - 1 - t, t)
     out = BC_ptr + block * (2 * N * BLOCK) + n * BLOCK + i % T // 4 * (LT * 4) + i // T * 4 + i % 4
-    b_values = tl.load(B_ptr + b * B_b + g * B_g + n * B_n + t * B_t, mask=inside, other=0.0)
-    c_values = tl.load(C_ptr + b * C_b + g * C_g + n * C_n + t * C_t, mask=inside, other=0.0)
+    B_rows = B_ptr + direction * B_r + b * B_b + g * B_g
+    C_rows = C_ptr + direction * C_r + b * C_b + g * C_g
+    b_values = tl.load(B_rows + n * B_n + t * B_t, mask=inside, other=0.0)
+    c_values = tl.load(C_rows + n * C_n + t * C_t, mask=inside, other=0.0)
     tl.store(out, b_values.to(tl.float32), mask=n < N)
     tl.store(out + N * BLOCK, c_values.to(tl.float32), mask=n < N)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from ops.selective_scan.triton_common import (
+    SIZES,
     combine_lanes,
     first_quad,
     join_steps,
@@ -12,6 +13,7 @@ from ops.selective_scan.triton_common import (
     load_rows,
     locate,
     positions,
+    rows_of,
     sigmoid,
     softplus,
     split_steps,
@@ -19,44 +21,48 @@ from ops.selective_scan.triton_common import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     u_ptr, delta_ptr, A_ptr, BC_ptr, D_ptr, z_ptr, bias_ptr, y_ptr, last_ptr, states_ptr,
-    L, channels, groups,
-    u_b, u_d, delta_b, delta_d, z_b, z_d, y_b, y_d,
+    L, batch, channels, groups, shared, reverse,
+    u_r, u_b, u_d, delta_r, delta_b, delta_d, z_r, z_b, z_d, y_r, y_b, y_d,
     N: tl.constexpr, ALL: tl.constexpr, R: tl.constexpr, LT: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, SAVE: tl.constexpr,
+    UNIT: tl.constexpr, EVEN: tl.constexpr, SOFTPLUS: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    """y [batch, channels, L], the last state [batch, channels, ALL] and, every SAVE steps, the state before the step.
+    """y [directions, batch, channels, L], the last state [directions, batch, channels, ALL] and, every SAVE steps, the
+    state before the step.
 
-    A (row stride ALL, of which N columns are used), D, bias, last and states [batch, channels, L / SAVE, ALL] are
-    float32; D_ptr, z_ptr, bias_ptr and states_ptr may be None. EVEN: L is a multiple of the block.
+    A [shared, ALL] (of which N columns are used), D and bias [shared], last and states [directions, batch, channels,
+    L / SAVE, ALL] are float32; D_ptr, z_ptr, bias_ptr, last_ptr and states_ptr may be None. z [directions, batch,
+    shared, L]. EVEN: L is a multiple of the block.
 
-    The lanes of a row first run their T steps from state 0, then learn by a scan over the lanes which state they start
-    from, and run the T steps again; the exponentials are kept from the first time. With one lane there is nothing to
-    learn, and one run.
+    The lanes of a row first run their T steps, the first lane from the carried state and the others from 0; then learn
+    by a scan over the lanes which state they start from, and run the T steps again; the exponentials are kept from the
+    first time. With one lane there is nothing to learn, and one run.
     """
     M: tl.constexpr = R * LT
     T: tl.constexpr = K * V
     BLOCK: tl.constexpr = LT * T
-    batch_group, b, row, real, lane = locate(channels, groups, R, LT)
-    lane_RL = tl.broadcast_to(tl.arange(0, LT)[None, :], [R, LT])
+    L = L * UNIT
+    sequence_group, direction, b, backwards, row, channel, real, lane = locate(
+        batch, channels, groups, shared, reverse, R, LT
+    )
+    previous = (tl.broadcast_to(tl.arange(0, LT)[None, :], [R, LT]) + (LT - 1)) % LT
     blocks = tl.cdiv(L, BLOCK)
-    quad = first_quad(BC_ptr, batch_group * blocks, lane, N, BLOCK)
-    u_rows = u_ptr + b * u_b + row * u_d
-    delta_rows = delta_ptr + b * delta_b + row * delta_d
-    y_rows = y_ptr + b * y_b + row * y_d
-    if z_ptr is not None:
-        z_rows = z_ptr + b * z_b + row * z_d
+    quad = first_quad(BC_ptr, sequence_group * blocks, lane, N, BLOCK)
+    u_rows = rows_of(u_ptr, direction, b, row, u_r, u_b, u_d, UNIT)
+    delta_rows = rows_of(delta_ptr, direction, b, row, delta_r, delta_b, delta_d, UNIT)
+    y_rows = rows_of(y_ptr, direction, b, row, y_r, y_b, y_d, UNIT)
+    z_rows = rows_of(z_ptr, direction, b, channel, z_r, z_b, z_d, UNIT)
     if D_ptr is not None:
-        D = tl.load(D_ptr + row)
+        D = tl.load(D_ptr + channel)
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + row)
-    state_row = b * channels + row
+        bias = tl.load(bias_ptr + channel)
+    state_row = (direction * batch + b) * channels + row
     A = ()
-    h = ()
+    h = ()  # the state before the block, in lane 0 alone
     for n in tl.static_range(N):
-        A = A + (load_A(A_ptr, row, n, ALL),)
+        A = A + (load_A(A_ptr, channel, n, ALL),)
         h = h + (tl.zeros([M], tl.float32),)
 
     for block in tl.range(0, blocks):
@@ -66,7 +72,7 @@ def forward_kernel(
         y = ()
         sum_dt = tl.zeros([M], tl.float32)
         for k in tl.static_range(K):
-            at = positions(start + k * V, L, V, REVERSE)
+            at = positions(start + k * V, L, V, backwards)
             u_MV = load_rows(u_rows, at, L, EVEN)
             dt_MV = load_rows(delta_rows, at, L, EVEN)
             if bias_ptr is not None:
@@ -75,8 +81,8 @@ def forward_kernel(
                 dt_MV = softplus(dt_MV)
             if not EVEN:
                 dt_MV = tl.where((at >= 0) & (at < L), dt_MV, 0.0)  # a step that is not there leaves the state alone
-            us = split_steps(u_MV, M, V, REVERSE)
-            dts = split_steps(dt_MV, M, V, REVERSE)
+            us = split_steps(u_MV, M, V, backwards)
+            dts = split_steps(dt_MV, M, V, backwards)
             for i in tl.static_range(V):
                 dt = dt + (dts[i],)
                 x = x + (dts[i] * us[i],)
@@ -97,18 +103,17 @@ def forward_kernel(
             if LT > 1:
                 a = ()
                 xB = ()
-                s = tl.zeros([M], tl.float32)
+                s = tl.where(lane == 0, hn, 0.0)
                 for i in tl.static_range(T):
                     a = a + (tl.exp2(dt[i] * A[n]),)
                     xB = xB + (x[i] * B[i],)
                     s = tl.fma(a[i], s, xB[i])
                 p = tl.exp2(sum_dt * A[n])  # one exponential instead of the product of the T in a
-                s = tl.where(lane == 0, tl.fma(p, hn, s), s)
                 _, ends = tl.associative_scan((tl.reshape(p, [R, LT]), tl.reshape(s, [R, LT])), 1, combine_lanes)
-                before = tl.reshape(tl.gather(ends, tl.maximum(lane_RL - 1, 0), 1), [M])
+                # Each lane gets the end of the one before it; the first one that of the last, for the next block.
+                before = tl.reshape(tl.gather(ends, previous, 1), [M])
+                h_end = h_end + (before,)
                 hn = tl.where(lane == 0, hn, before)
-                last_lane = tl.full([R, LT], LT - 1, tl.int32)
-                h_end = h_end + (tl.reshape(tl.gather(ends, last_lane, 1), [M]),)
             if states_ptr is not None:
                 tl.static_assert(SAVE % T == 0)
                 keep = (start % SAVE == 0) & (start < L) & real
@@ -127,12 +132,13 @@ def forward_kernel(
         quad += 2 * N * BLOCK
 
         for k in tl.static_range(K):
-            at = positions(start + k * V, L, V, REVERSE)
-            y_MV = join_steps(y, k * V, M, V, REVERSE)
+            at = positions(start + k * V, L, V, backwards)
+            y_MV = join_steps(y, k * V, M, V, backwards)
             if z_ptr is not None:
                 z_MV = load_rows(z_rows, at, L, EVEN)
                 y_MV = y_MV * (z_MV * sigmoid(z_MV))
             store_rows(y_rows, at, y_MV, real, L, EVEN)
 
-    for n in tl.static_range(N):
-        tl.store(last_ptr + state_row * ALL + n, h[n], mask=(lane == 0) & real)
+    if last_ptr is not None:
+        for n in tl.static_range(N):
+            tl.store(last_ptr + state_row * ALL + n, h[n], mask=(lane == 0) & real)

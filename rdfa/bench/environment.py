@@ -9,7 +9,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("rdfa-s6", "torch", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "triton", "mamba-ssm")
+PACKAGES = (
+    "rdfa-s6", "torch", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "triton", "mamba-ssm", "causal-conv1d",
+)  # fmt: skip
+GPU_QUERIES = {
+    "driver": "driver_version",
+    "sm_clock_max_mhz": "clocks.max.sm",
+    "sm_clock_mhz": "clocks.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "power_limit_w": "power.limit",
+}
 VECTOR_EXTENSIONS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "asimd", "sve")
 
 
@@ -23,6 +32,7 @@ def describe(threads: int | None = None) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "gpu": _gpu(),
+        "gpu_details": gpu_details(),
         "memory_gb": _memory_gb(),
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -45,7 +55,7 @@ def summary(environment: dict[str, Any]) -> str:
     packages = environment["packages"]
     parts = [f"{cpu['model']} ({cpu['available']} of {cpu['logical']} cores)"]
     if environment["gpu"]:
-        parts.append(environment["gpu"])
+        parts.append(_describe_gpu(environment["gpu"], environment["gpu_details"]))
     if environment["threads"]:
         parts.append(f"{environment['threads']} threads")
     parts += [f"{name} {packages[name]}" for name in ("torch", "onnxruntime") if name in packages]
@@ -77,6 +87,51 @@ def _gpu() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def gpu_details() -> dict[str, Any] | None:
+    """What a time on the current CUDA device depends on, its clocks as they are now; None without a device."""
+    if _gpu() is None:
+        return None
+    import torch
+
+    properties = torch.cuda.get_device_properties()
+    details = {
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gb": round(properties.total_memory / 2**30, 1),
+        "l2_mb": round(properties.L2_cache_size / 2**20, 1),
+        "cuda": torch.version.cuda,
+    } | _query_gpu(properties.uuid)
+    if details["sm_clock_max_mhz"] is None and hasattr(properties, "clock_rate"):
+        details["sm_clock_max_mhz"] = properties.clock_rate / 1e3
+    return details
+
+
+def _query_gpu(uuid: object) -> dict[str, Any]:
+    """What only the driver's own tool tells; None for what it does not."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_QUERIES.values())}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run([*command, "-i", f"GPU-{uuid}"], capture_output=True, text=True, timeout=30)
+        values = answer.stdout.strip().split(", ") if answer.returncode == 0 else []
+    except (OSError, subprocess.TimeoutExpired):
+        values = []
+    found = dict(zip(GPU_QUERIES, values)) if len(values) == len(GPU_QUERIES) else {}
+    details: dict[str, Any] = {name: _number(found.get(name)) for name in GPU_QUERIES}
+    return details | {"driver": found.get("driver")}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _describe_gpu(name: str, details: dict[str, Any]) -> str:
+    clock = f", SM clock {details['sm_clock_mhz']:g} MHz" if details["sm_clock_mhz"] else ""
+    clock += f" of {details['sm_clock_max_mhz']:g}" if clock and details["sm_clock_max_mhz"] else ""
+    return f"{name} (driver {details['driver']}, CUDA {details['cuda']}{clock})"
 
 
 def _memory_gb() -> float | None:

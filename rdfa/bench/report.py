@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rdfa.bench import environment as environments
-from rdfa.bench.results import Row, document, replacing, write_json
+from rdfa.bench.results import Row, document, write_json
+from rdfa.files import replacing
 
 COLUMNS = (
     "backend", "batch", "time", "p50 ms", "p90 ms", "p99 ms", "videos/s", "speed-up", "memory MB", "load s", "first ms",

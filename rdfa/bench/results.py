@@ -1,14 +1,15 @@
 """The result of a benchmark: one row per measurement, `results.json` and the schema it obeys."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rdfa.files import replacing
+
+__all__ = ["SCHEMA", "Row", "document", "replacing", "write_json"]
 
 SCHEMA = Path(__file__).with_name("results.schema.json")
 
@@ -65,17 +66,6 @@ def document(environment: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
 
         jsonschema.validate(result, json.loads(SCHEMA.read_text(encoding="utf-8")))
     return result
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the name `path` only when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -89,10 +89,12 @@ def load_annotations(path: str | os.PathLike) -> AnnotationSet:
     """Read an annotation file, .json or gzip-compressed .json, of the layouts above.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or `path` is empty.
         RunError: not JSON, truncated, no videos in it, or an entry that does not say what it must; the message names
             file, video and remedy.
     """
+    if not os.fspath(path):
+        raise UsageError("no annotation file is given: choose a --gin_file, or set Dataset.annotation_file")
     path = Path(path)
     table = _find_videos(_read_json(path), path)
     entries = {video_id: _Entry(video_id, fields, path) for video_id, fields in table.items()}

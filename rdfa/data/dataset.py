@@ -90,10 +90,9 @@ class FeatureDataset(Dataset):
         self.settings, self.training, self.feature_dim = settings, training, feature_dim
         videos = annotations.subset(subset)
         if not videos:
-            available = {video.subset for video in annotations.videos.values()}
-            raise UsageError(
-                f"no video of {settings.annotation_file} is in subset {subset!r}: {nearest(subset, available)}"
-            )
+            available = {video.subset for video in annotations.videos.values()} - {""}
+            hint = nearest(subset, available) if available else "none has a subset, add it there"
+            raise UsageError(f"no video of {settings.annotation_file} is in subset {subset!r}: {hint}")
         excluded = {name for video_id in settings.exclude for name in spellings(video_id)}
         videos = [video for video in videos if video.id not in excluded]
         if training and not any(len(video.labels_N) for video in videos):

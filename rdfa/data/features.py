@@ -136,8 +136,8 @@ def load_features(file: FeatureFile | str | os.PathLike, dimension: int | None =
         bad = np.argwhere(~np.isfinite(features))
         clip, channel = bad[0]
         raise RunError(
-            f"{file}: {len(bad)} values are not finite in float32, the first {features[clip, channel]} at clip {clip}, "
-            f"channel {channel}: extract the features again"
+            f"{file}: {features[clip, channel]} at clip {clip}, channel {channel} is not finite in float32 "
+            f"({len(bad)} of {features.size} values): extract the features again"
         )
     return features
 
@@ -177,7 +177,9 @@ def read_array(file: FeatureFile | str | os.PathLike) -> np.ndarray:
     file = file if isinstance(file, FeatureFile) else FeatureFile(Path(file))
     features = _to_array(file, _read(file))
     if features.ndim != 2:
-        raise RunError(f"{file}: features of shape {features.shape}: expected two axes, (clips, channels)")
+        raise RunError(
+            f"{file}: features of shape {features.shape}: expected two axes, (clips, channels): save one such array"
+        )
     if features.shape[0] == 0:
         raise RunError(f"{file}: no clips (shape {features.shape}): extract the features again, or drop the video")
     return features
@@ -282,5 +284,5 @@ def _to_array(file: FeatureFile, value: Any) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise RunError(f"{file}: holds a {type(value).__name__}: expected one tensor or array (clips, channels)")
     if value.dtype.kind not in "fiu":
-        raise RunError(f"{file}: dtype {value.dtype}: expected real numbers")
+        raise RunError(f"{file}: dtype {value.dtype}: expected real numbers: save the features as float32")
     return value

@@ -23,6 +23,7 @@ import numpy as np
 from rdfa import cli
 from rdfa.data.settings import DatasetSettings
 from rdfa.errors import UsageError
+from rdfa.files import replacing
 
 FPS = 30.0
 AMPLITUDE = 0.9
@@ -55,7 +56,6 @@ def write_dataset(
     if not 6 * SHORTEST <= min_len <= max_len:
         raise UsageError(f"--min_len {min_len}, --max_len {max_len}: {6 * SHORTEST} <= min_len <= max_len is needed")
     folder = Path(output)
-    (folder / "features").mkdir(parents=True, exist_ok=True)
     draw = _Draw(seed)
     patterns = _patterns(draw, num_classes + 2, feature_dim)
     database = {}
@@ -68,9 +68,8 @@ def write_dataset(
             _save(folder / "features" / f"{video_id}.npy", _render(draw, length, actions, patterns))
             database[video_id] = _describe(subset, length, actions)
     path = folder / "annotations.json"
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps({"version": "synthetic", "database": database}, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({"version": "synthetic", "database": database}, indent=1), encoding="utf-8")
     return path
 
 
@@ -146,14 +145,12 @@ def _describe(subset: str, length: int, actions: list[tuple[int, int, int]]) -> 
 
 
 def _save(path: Path, features_TC: np.ndarray) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, features_TC)
-    os.replace(temporary, path)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m rdfa.data.synthetic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of annotations.json and features/")

@@ -121,7 +121,10 @@ def _check_replaceable(output: Path) -> None:
 @contextlib.contextmanager
 def _staged(output: Path) -> Iterator[Path]:
     """A directory beside `output` that takes its place when the block succeeds, and vanishes when it fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {output}: {error.strerror}; give a folder of yours") from error
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         directory = Path(scratch) / "new"
         directory.mkdir()

@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from rdfa.errors import UsageError
+from rdfa.files import replacing
 
 MAX_CLASSES = 8  # rows of a picture that still fits on a screen
 WIDTH, DPI = 6.4, 150  # inches; text stays readable on a phone's width
@@ -61,7 +60,8 @@ def draw_timeline(
         Patch(color=DETECTION, label="detections (opacity: score)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    _save(figure, Path(path))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _sorted_columns(detections: Any | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,13 +80,3 @@ def _choose_classes(gt_labels: np.ndarray, scores: np.ndarray, labels: np.ndarra
     good = labels[scores >= 0.5 * scores.max(initial=0.0)][::-1]
     rows += [label for label in dict.fromkeys(good.tolist()) if label not in rows]
     return rows[:MAX_CLASSES]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; give a file in a folder of yours") from error

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rdfa.errors import RunError, UsageError
+from rdfa.files import replacing
 from rdfa.inference.decode import Detections
 
 # Class numbers of the THUMOS14 text format (1..101, the classes of UCF101) that take part in detection.
@@ -49,16 +50,10 @@ def write_results(
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = None) -> None:
-    """Write `content` as JSON under a temporary name, then rename it to `path`; compressed for ``.gz``."""
-    path = Path(path)
+    """Write `content` as JSON, whole or not at all; compressed for ``.gz``."""
     data = (json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False) + "\n").encode()
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; give a file in a folder of yours") from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
 
 
 def read_results(
@@ -108,11 +103,14 @@ def read_text(path: str | os.PathLike) -> str:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}; check the path") from error
     try:
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged or no text file: {error}") from error
+        raise RunError(f"{path} is damaged or no text file: {error}; copy it again") from error
+    if not text.strip():
+        raise RunError(f"{path} is empty: whatever should have written it did not end well")
+    return text
 
 
 def parse_json(path: str | os.PathLike, text: str) -> Any:

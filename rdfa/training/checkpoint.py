@@ -76,6 +76,10 @@ def checkpoint_to_resume(run_dir: Path, resume: str | Literal["auto", "none"]) -
         return None
     if resume != "auto":
         folder = Path(resume)
+        if not (folder.resolve().parent.parent / "config.gin").is_file():
+            raise UsageError(
+                f"--resume {resume} is no checkpoint of a run: give auto, none, or RUN/checkpoints/step_..."
+            )
         if latest.is_file() and not _belongs_to(folder, run_dir):
             raise UsageError(
                 f"--resume {folder} is not a checkpoint of {run_dir}, which has its own: start in another --run_dir"

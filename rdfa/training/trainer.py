@@ -70,6 +70,8 @@ class Trainer:
         seed_everything(config.loader.seed)
         self.annotations = load_annotations(config.dataset.annotation_file)
         subset, channels = config.dataset.train_subset, config.model.embedding.input_c
+        for name in (subset, config.dataset.test_subset):
+            say(self.annotations.summary(name))
         dataset = FeatureDataset(config.dataset, self.annotations, subset, training=True, feature_dim=channels)
         self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride)
         self.evaluator = Evaluator(config, self.annotations)

@@ -16,6 +16,7 @@ MACHINE = {
     "time": "2026-01-01T00:00:00+00:00",
     "cpu": {"model": "<Imaginary> CPU", "architecture": "x86_64", "isa": ["avx2"], "logical": 4, "available": 2},
     "gpu": None,
+    "gpu_details": None,
     "memory_gb": 8.0,
     "os": "Linux",
     "python": "3.12",

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ops.selective_scan.reference import selective_scan_reference
-from rdfa.bench import kernel_report, kernels
-from rdfa.bench.kernels import Case, KernelRow
+from rdfa.bench import kernel_cases, kernel_report, kernels
+from rdfa.bench.kernel_cases import Case
+from rdfa.bench.kernel_rows import KernelRow
 from rdfa.modeling.settings import ModelSettings
 from tests.bench.fakes import MACHINE, FakeClock
 
@@ -29,7 +30,7 @@ def providers(case, clock, native_error=0.0):
 
     plain = case.functions()[kernels.PLAIN]
     return {
-        kernels.NATIVE: partial(timed, plain, 0.001, 1 + native_error),
+        kernel_cases.NATIVE: partial(timed, plain, 0.001, 1 + native_error),
         kernels.PLAIN: partial(timed, plain, 0.010, 1.0),
     }
 
@@ -44,7 +45,7 @@ def run(case, native_available=True, native_error=0.0):
 
 
 def test_the_published_detector_has_these_scans_and_convolutions():
-    found = kernels.cases(ModelSettings(), (1, 4), 2304)
+    found = kernel_cases.cases(ModelSettings(), (1, 4), 2304)
     scans = [(c.channels, c.length) for c in found if c.states and c.batch == 1]
     assert scans == [(512, 2304), (576, 512), (512, 1152), (512, 576), (512, 288), (512, 144)]
     convolutions = [(c.channels, c.length, c.width) for c in found if c.width and c.batch == 4]
@@ -100,10 +101,10 @@ def test_every_gradient_counts():
         return selective_scan_reference(u, delta, A, B, C, WrongInBackward.apply(D), z, bias, delta_softplus=True)
 
     def functions(case):
-        return case.functions() | {kernels.NATIVE: native}
+        return case.functions() | {kernel_cases.NATIVE: native}
 
     rows = kernels.run([SCAN], 0.01, 1, native_available=True, functions=functions)
-    verdicts = {row.mode: row.verdict for row in rows if (row.provider, row.dtype) == (kernels.NATIVE, "float32")}
+    verdicts = {row.mode: row.verdict for row in rows if (row.provider, row.dtype) == (kernel_cases.NATIVE, "float32")}
     assert verdicts["forward"] == "valid"
     assert verdicts["backward"].startswith("invalid: relative error 0.001")
 

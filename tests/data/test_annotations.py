@@ -196,6 +196,8 @@ def test_missing_file_is_a_wrong_invocation(tmp_path, name):
         UsageError, match=r"cannot read annotation file .*check Dataset\.annotation_file, or the path given"
     ):
         load_annotations(tmp_path / name)
+    with pytest.raises(UsageError, match="no annotation file is given: choose a --gin_file, or set"):
+        load_annotations("")
 
 
 @given(st.text())

@@ -195,6 +195,8 @@ def test_subset_must_exist(tmp_path):
     videos = {"a": video("Validation"), "b": video("Test")}
     with pytest.raises(UsageError, match=r"no video of .* is in subset 'Valdation': did you mean 'Validation'\?"):
         build(tmp_path, videos, {"a": 5, "b": 5}, subset="Valdation")
+    with pytest.raises(UsageError, match=r"no video of .* is in subset 'Test': none has a subset, add it there"):
+        build(tmp_path, {"a": video("")}, {"a": 5}, subset="Test")
     with pytest.raises(UsageError, match=r"subset 'Test' of .* has no action to train on: choose another"):
         build(tmp_path, {"b": video("Test", annotations=[])}, {"b": 5}, subset="Test")
     assert len(build(tmp_path, {"b": video("Test", annotations=[])}, {"b": 5}, subset="Test", training=False)) == 1

@@ -166,6 +166,7 @@ GOOD = {"label": "Diving", "score": 0.5, "segment": [0, 1]}
         ("v1 1 2 40 0.5\nv1 1 x 40 0.5\n", "line 2: could not convert"),
         (gzip.compress(b'{"results": {}}')[:-9], "damaged"),
         (b"\xff\xfe\x00", "damaged or no text"),
+        (b" \n", "is empty: whatever should have written it"),
     ],
 )
 def test_damaged_files_give_one_line_with_file_and_entry(tmp_path, content, message):

@@ -76,7 +76,7 @@ def test_path_of_this_run_or_into_an_empty_one(tmp_path):
         checkpoint_to_resume(run, str(step_folder(other, 5)))
     with pytest.raises(UsageError, match="does not exist"):
         checkpoint_to_resume(run, str(step_folder(run, 15)))
-    with pytest.raises(UsageError, match="is not a run directory"):
+    with pytest.raises(UsageError, match=r"--resume \S+nowhere is no checkpoint of a run"):
         checkpoint_to_resume(tmp_path / "new", str(tmp_path / "nowhere"))
 
 

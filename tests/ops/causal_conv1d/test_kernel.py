@@ -8,56 +8,12 @@ import torch
 
 from ops import causal_conv1d
 from ops.causal_conv1d.reference import causal_conv1d_reference
+from tests.ops.causal_conv1d.cases import make, run
 from tests.ops.conftest import assert_as_exact
+from tests.ops.selective_scan.cases import LAYOUTS, channels_last, contiguous, repeated, slice_of_wider
 
 # Odd sizes first; 64 channels and 64 or 512 steps are the sizes of the kernel's tiles.
 SHAPES = [(1, 1, 1), (2, 3, 2), (3, 5, 7), (1, 67, 129), (2, 65, 513), (1, 130, 1030), (0, 3, 4), (2, 0, 4), (2, 3, 0)]
-
-
-def contiguous(x):
-    return x.contiguous()
-
-
-def channels_last(x):
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def slice_of_wider(x):
-    """Channels in the middle of rows that hold more, as a chunk of a projection has them."""
-    wide = torch.full((x.shape[0], x.shape[2], x.shape[1] + 9), float("nan"), dtype=x.dtype)
-    wide[:, :, 4 : 4 + x.shape[1]] = x.transpose(1, 2)
-    return wide[:, :, 4 : 4 + x.shape[1]].transpose(1, 2)
-
-
-def no_unit_stride(x):
-    wide = torch.full((*x.shape[:2], 3 * x.shape[2]), float("nan"), dtype=x.dtype)
-    wide[:, :, ::3] = x
-    return wide[:, :, ::3]
-
-
-def repeated(x):
-    """The same channel for all, with stride 0."""
-    return x[:, :1].expand(-1, x.shape[1], -1)
-
-
-LAYOUTS = [contiguous, channels_last, slice_of_wider, no_unit_stride, repeated]
-
-
-def run(function, tensors, dy, activation, reverse):
-    """Output and gradients of x, weight and bias, as a dictionary; `function` is the operator or its reference."""
-    names = ["x", "weight", "bias"][: len(tensors)]
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    y = function(*leaves, activation=activation, reverse=reverse)
-    gradients = torch.autograd.grad(y, leaves, dy.to(y.dtype))
-    return {"y": y.detach()} | {f"d{name}": g for name, g in zip(names, gradients)}
-
-
-def make(shape, width, with_bias, dtype, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    B, D, L = shape
-    x, dy = (torch.randn(B, D, L, generator=g).to(dtype) for _ in range(2))
-    weight, bias = torch.randn(D, width, generator=g).to(dtype), torch.randn(D, generator=g).to(dtype)
-    return ([x, weight, bias] if with_bias else [x, weight]), dy
 
 
 def check(tensors, dy, activation, reverse):

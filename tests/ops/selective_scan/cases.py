@@ -84,3 +84,38 @@ def run(function, tensors, dy=None, dstate=None, softplus=True, reverse=False):
         [o for o, _ in outputs], list(given.values()), [g for _, g in outputs], materialize_grads=True
     )
     return results | {f"d{k}": g for k, g in zip(given, gradients)}
+
+
+def make_bidirectional(sequences, branches, channels, states, length, dtype=torch.float32, device="cpu"):
+    """Arguments of `bidirectional_scan` by name, as the products of an FA-Bi-S6 block lay them out, and a gradient."""
+    g = torch.Generator(device).manual_seed(sequences + branches + length)
+
+    def random(*size):
+        return torch.randn(*size, generator=g, device=device)
+
+    projected = random(2, sequences, states + 3 + states, length).to(dtype)
+    gates = random(sequences, 4 * channels, length).to(dtype).unflatten(1, (2, 2, channels))
+    tensors = {
+        "u": random(2, sequences, branches * channels, length).to(dtype),
+        "delta": (random(2, sequences, branches * channels, length) - 1).to(dtype),
+        "A": -torch.exp(random(channels, states)),
+        "B": projected[:, :, :states],
+        "C": projected[:, :, states + 3 :],
+        "D": random(channels),
+        "z": gates[:, :, 1].transpose(0, 1),
+        "delta_bias": 0.5 * random(channels),
+    }
+    return tensors, random(sequences, 2 * branches * channels, length).to(dtype)
+
+
+def run_bidirectional(function, tensors, grad_y):
+    """y and every gradient by name."""
+    leaves = {k: t.detach().requires_grad_() for k, t in tensors.items()}
+    y = function(*leaves.values())
+    gradients = torch.autograd.grad(y, list(leaves.values()), grad_y.to(y.dtype))
+    return {"y": y.detach()} | dict(zip(leaves, gradients))
+
+
+def also_exact(tensors):
+    """The tensors, and the same in float64."""
+    return tensors, {k: t.double() for k, t in tensors.items()}
