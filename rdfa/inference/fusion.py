@@ -1,7 +1,9 @@
 """Fusion of detections with external video-level class scores, as is usual for data sets of one activity per video."""
 
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ def fuse(detections: Detections, class_scores_C: np.ndarray, topk: int = TOPK, n
 class ClassScores:
     """Video-level class scores from a file; `scores[video_id]` is float64 [C] by class id.
 
-    Read are, plain or gzip-compressed where they are JSON:
+    Read are, plain or gzip-compressed:
 
     - ``{video id: scores}``, also under ``results``, as JSON or as a pickle of arrays (ActionFormer). Scores are one
       number per class, in the order of the class ids, nested at most once: [views, C] is averaged.
@@ -119,9 +121,10 @@ class ClassScores:
 
     def _read(self, class_names: Mapping[int, str]) -> tuple[list[str] | None, dict[str, Any]]:
         """Names of the columns, where the file has them, and what it holds for each video."""
-        if self.path.suffix == ".npy":
+        kind = Path(self.path.name.removesuffix(".gz")).suffix
+        if kind == ".npy":
             return list(THUMOS14_CLASSES.values()), self._untrimmed_net()
-        if self.path.suffix in (".pkl", ".pickle"):
+        if kind in (".pkl", ".pickle"):
             content = self._unpickled()
         else:
             content = parse_json(self.path, read_text(self.path))
@@ -203,6 +206,9 @@ def _lowest(value: Any) -> float:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RunError(f"{path}: truncated or damaged gzip file ({error}): fetch it again") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; check the path") from error

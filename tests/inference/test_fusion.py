@@ -1,5 +1,6 @@
 """Fusion with class scores: the published outputs, softmax where the published code raised, and the files."""
 
+import gzip
 import json
 import os
 import pickle
@@ -217,6 +218,24 @@ def test_pickled_arrays_are_read(tmp_path, protocol):
     array = np.arange(6, dtype=np.float32) / 8
     (tmp_path / "s.pkl").write_bytes(pickle.dumps({"a": array}, protocol))
     assert ClassScores(tmp_path / "s.pkl", NAMES, 6)["a"].tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("kind", ["json", "pkl", "npy"])
+def test_compressed_files(tmp_path, kind):
+    array = np.zeros((3, 101))
+    array[1, 39] = 0.5
+    videos = {"video_test_0000002": [0.5] + [0.0] * 5}
+    np.save(tmp_path / "s.npy", array)
+    (tmp_path / "s.json").write_text(json.dumps(videos))
+    (tmp_path / "s.pkl").write_bytes(pickle.dumps(videos))
+    raw = gzip.compress((tmp_path / f"s.{kind}").read_bytes())
+    path = tmp_path / f"s.{kind}.gz"
+    path.write_bytes(raw)
+    assert ClassScores(path, {0: "HighJump"}, 6)["video_test_0000002"].tolist() == [0.5, 0, 0, 0, 0, 0]
+    for size in (len(raw) - 9, 5):
+        path.write_bytes(raw[:size])
+        with pytest.raises(RunError, match="damaged"):
+            ClassScores(path, {0: "HighJump"}, 6)
 
 
 class Attack:
