@@ -44,10 +44,15 @@ class Config:
     post: PostProcessingSettings = PostProcessingSettings()
 
     def __post_init__(self):
+        num_classes, agnostic = self.model.cls_head.num_classes, self.dataset.class_agnostic
+        if agnostic and num_classes != 1:
+            raise UsageError(
+                f"PtTransformerClsHead.num_classes = {num_classes}: it must be 1 with Dataset.class_agnostic = True"
+            )
         alike = (
             (
-                ("Dataset.num_classes", self.dataset.num_classes),
-                ("PtTransformerClsHead.num_classes", self.model.cls_head.num_classes),
+                ("Dataset.num_classes", 1 if agnostic else self.dataset.num_classes),
+                ("PtTransformerClsHead.num_classes", num_classes),
             ),
             (
                 ("Dataset.max_seq_len", self.dataset.max_seq_len),

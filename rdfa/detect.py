@@ -13,7 +13,6 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,10 +22,10 @@ from rich.progress import track
 from rdfa import cli, config, runtime
 from rdfa.config import Config
 from rdfa.data.dataset import Batch
-from rdfa.data.features import EXTENSIONS
+from rdfa.data.features import ANY_EXTENSION
 from rdfa.errors import UsageError
 from rdfa.files import check_place
-from rdfa.inference.fusion import ClassScores
+from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
 from rdfa.inference.inputs import open_features
 from rdfa.inference.pipeline import Runner, batches_of_equal_length, detect_videos, run_module, run_session
 from rdfa.inference.results import write_results
@@ -36,7 +35,7 @@ BACKENDS = ("torchscript", "onnxruntime", "eager")  # of an artifact; the first 
 
 
 class Source(NamedTuple):
-    """A detector, the configuration it was made with, and its class names."""
+    """A detector, the configuration it was made with, and the names of the classes, as far as they are known."""
 
     runner: Runner
     config: Config
@@ -50,7 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     settings, model, post = source.config.dataset, source.config.model, source.config.post
     dataset = open_features(settings, model.embedding.input_c, args.features, args.annotations, args.subset, args.fps)
     score_file = args.ext_score_file or post.ext_score_file
-    scores = ClassScores(score_file, source.class_names, model.cls_head.num_classes) if score_file else None
+    scores, names = None, AGNOSTIC_NAMES if settings.class_agnostic else source.class_names
+    if score_file:
+        scores = ClassScores(score_file, source.class_names, settings.num_classes)
+        scores.require(video.id for video in dataset.videos)
+        names = scores.class_names
     multiple = math.lcm(source.config.loader.max_div_factor, model.coarsest_stride)
     batches = batches_of_equal_length(dataset, args.batch_size, source.config.loader.padding_value, multiple)
     found = {}
@@ -59,9 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     ):
         found[video_id] = detections
     ordered = {video.id: found[video.id] for video in dataset.videos}
-    write_results(
-        args.output, ordered, source.class_names, f"class scores {Path(score_file).name}" if score_file else ""
-    )
+    write_results(args.output, ordered, names, scores.description if scores else "")
     total = sum(len(detections.labels_N) for detections in ordered.values())
     print(f"{total} detections in {len(ordered)} videos: {args.output}")
 
@@ -80,7 +81,8 @@ def open_artifact(path: str, backend: str | None) -> Source:
             raise UsageError(f"no backend can run {path} here: {why}")
     session = runtime.load(path, backend)
     settings = config.from_text(session.manifest["config"])
-    return Source(run_session(session, settings.model), settings, dict(enumerate(session.manifest["classes"])))
+    names = {} if settings.dataset.class_agnostic else dict(enumerate(session.manifest["classes"]))
+    return Source(run_session(session, settings.model), settings, names)
 
 
 def open_run(path: str, device: str) -> Source:
@@ -89,7 +91,7 @@ def open_run(path: str, device: str) -> Source:
         raise UsageError("--device cuda, but torch finds no GPU here: use cpu, or auto")
     detector, settings = load_detector(path)
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    names = {i: str(i) for i in range(settings.model.cls_head.num_classes)} | RunDirectory(path).class_names()
+    names = {i: str(i) for i in range(settings.dataset.num_classes)} | RunDirectory(path).class_names()
     return Source(run_module(detector.to("cuda" if on_gpu else "cpu")), settings, names)
 
 
@@ -118,7 +120,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     detector = parser.add_mutually_exclusive_group(required=True)
     detector.add_argument("--artifact", metavar="OUT", help="artifact directory, written by export.py")
     detector.add_argument("--run_dir", metavar="RUN", help="run directory, written by train.py or rdfa.convert")
-    parser.add_argument("--features", required=True, metavar="DIR|FILE", help=f"feature files: {', '.join(EXTENSIONS)}")
+    parser.add_argument(
+        "--features",
+        required=True,
+        nargs="+",
+        metavar="DIR|FILE",
+        help=f"feature files, {ANY_EXTENSION}; an .h5 file holds many videos; as many folders as were trained on",
+    )
     parser.add_argument("--annotations", metavar="A.json", help="the videos, their frame rates and durations")
     parser.add_argument("--subset", metavar="S", help="subset of the annotations, any case (default: the test subset)")
     parser.add_argument("--fps", type=float, help="frame rate of the videos, in place of the annotations'")

@@ -3,9 +3,10 @@
     python -m rdfa.evaluate --ground_truth annotations/thumos14.json --predictions detections.json --subset Test \\
         --tiou 0.3:0.7:5 --output mAP.json
 
-prints a table and writes {"tiou", "mAP", "average_mAP", "per_class": {name: [AP per tIoU]}, "num_ground_truth",
-"num_predictions"}. Predictions may be in the ActivityNet format or the THUMOS14 text format, plain or gzip-compressed.
-`--timeline OUT.png` draws one video's detections against its ground truth.
+prints a table and writes {"tiou", "mAP", "average_mAP", "per_class": {name: [AP per tIoU]}, "recall": {"1x": [per
+tIoU], "5x"}, "num_ground_truth", "num_predictions"}; recall is that of the best 1 or 5 predictions per annotated action
+of a video and class. Predictions may be in the ActivityNet format or the THUMOS14 text format, plain or
+gzip-compressed. `--timeline OUT.png` draws one video's detections against its ground truth.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from rdfa.inference.results import read_results, write_json
 from rdfa.inference.videos import find_video, select_subset
 from rdfa.settings import nearest
 
+RECALL_AT = (1, 5)  # predictions per annotated action
+
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
@@ -31,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     annotations = load_annotations(args.ground_truth)
     videos = select_subset(annotations, args.subset)
     predictions, class_names = read_results(args.predictions, annotations.class_names)
-    result = mean_average_precision(videos, predictions, tiou, class_names, args.keep_duplicates)
+    result = mean_average_precision(videos, predictions, tiou, class_names, args.keep_duplicates, RECALL_AT)
     _warn(result, class_names)
     _print_table(result, len(videos))
     if args.output:
@@ -68,6 +71,7 @@ def summary(result: MeanAP) -> dict:
         "mAP": result.mAP.tolist(),
         "average_mAP": result.average,
         "per_class": dict(zip(result.class_names, result.ap_KC.T.tolist())),
+        "recall": {f"{k}x": values.tolist() for k, values in result.recall.items()},
         "num_ground_truth": result.num_ground_truth,
         "num_predictions": result.num_predictions,
     }
@@ -121,10 +125,13 @@ def _print_table(result: MeanAP, num_videos: int) -> None:
     table = Table(title=f"{len(result.labels_C)} classes, {num_videos} videos")
     table.add_column("tIoU", justify="right")
     table.add_column("mAP", justify="right")
-    for threshold, value in zip(result.tiou_K, result.mAP):
-        table.add_row(f"{threshold:.2f}", f"{value:.8f}")
+    for k in result.recall:
+        table.add_column(f"recall {k}x", justify="right")
+    for threshold, *values in zip(result.tiou_K, result.mAP, *result.recall.values()):
+        table.add_row(f"{threshold:.2f}", *(f"{value:.8f}" for value in values))
     table.add_section()
-    table.add_row("average", f"{result.average:.8f}")
+    averages = (result.average, *(values.mean() for values in result.recall.values()))
+    table.add_row("average", *(f"{value:.8f}" for value in averages))
     Console().print(table)
     print(f"{result.num_ground_truth} ground-truth segments, {result.num_predictions} predictions")
 

@@ -112,6 +112,8 @@ def test_secrets_are_not_written():
         ("BranchModule.block_n = 4", "set both alike"),
         ("FPNIdentity.in_channels = 256", "set both alike"),
         ("Dataset.num_classes = 3", "set both"),
+        ("Dataset.class_agnostic = True", "PtTransformerClsHead.num_classes = 20: it must be 1 with Dataset.class_agn"),
+        ("Dataset.feature_dir = 5", "expected str or a list of str"),
         ("PtTransformerClsHead.empty_cls = [20]", "num_classes is 20"),
         ("Loader.batch_size = %N", "%N is not defined"),
         ("N = %N\nLoader.batch_size = %N", "refers to itself"),

@@ -126,6 +126,76 @@ def test_class_scores_are_fused_and_declared(run_dir, files, tmp_path):
     assert declared == {"used": True, "details": "class scores s.json"}
 
 
+@pytest.fixture(scope="module")
+def agnostic_run(tmp_path_factory):
+    """A detector that does not tell classes apart, of resized videos."""
+    one_class = ["Dataset.class_agnostic = True", "PtTransformerClsHead.num_classes = 1", "Dataset.resize = True"]
+    return write_run(tmp_path_factory.mktemp("run"), "PostProcessing.max_seg_num = 10", *one_class)
+
+
+def test_a_class_agnostic_detector_finds_actions_and_class_scores_name_them(agnostic_run, files, tmp_path):
+    features, annotations = files
+    flags = ["--run_dir", str(agnostic_run), "--features", str(features), "--annotations", str(annotations)]
+    detect.main([*flags, "--fps", "10", "--output", str(tmp_path / "p.json")])
+    results = json.loads((tmp_path / "p.json").read_text())["results"]
+    assert {entry["label"] for found in results.values() for entry in found} == {"action"}
+    (tmp_path / "s.json").write_text(
+        json.dumps({"results": {"a": [0.5, 0.0], "b": [0.2, 0.7]}, "class": ["LongJump", "Diving"]})
+    )
+    found = found_by(agnostic_run, tmp_path / "q.json", *flags[2:], "--ext_score_file", tmp_path / "s.json")
+    # Seconds need no frame rate: the videos were resized, and have durations.
+    assert {i: set(d.labels_N.tolist()) for i, d in found.items()} == {"v_b": {0, 2}, "v_a": {2}}
+    assert 5.0 < found["v_b"].segments_N2.max() <= 30.0
+    (tmp_path / "s.json").write_text(json.dumps({"a": [0.5, 0.0, 0.1]}))
+    flags += ["--ext_score_file", str(tmp_path / "s.json"), "--output", str(tmp_path / "r.json")]
+    assert cli.run(detect.main, flags) == 2 and not (tmp_path / "r.json").exists()
+
+
+def test_a_class_agnostic_artifact_takes_the_names_of_the_class_scores(agnostic_run, files, tmp_path, monkeypatch):
+    features, annotations = files
+    source = detect.open_run(str(agnostic_run), "cpu")
+
+    def call(features, mask):
+        with torch.inference_mode():
+            return [o.numpy() for o in source.runner.forward(torch.from_numpy(features), torch.from_numpy(mask))]
+
+    text = (agnostic_run / "config.gin").read_text()
+    manifest = {"config": text, "classes": ["action"], "features": feature_spec(source.config)}
+    monkeypatch.setattr(detect.runtime, "load", lambda path, name: Session(manifest, name, "cpu", call))
+    (tmp_path / "s.json").write_text(
+        json.dumps({"a": {"class": "Yoga", "score": 0.5}, "b": {"class": "Polo", "score": 1}})
+    )
+    flags = ["--artifact", "OUT", "--backend", "eager", "--features", str(features), "--annotations", str(annotations)]
+    detect.main([*flags, "--ext_score_file", str(tmp_path / "s.json"), "--output", str(tmp_path / "p.json")])
+    results = json.loads((tmp_path / "p.json").read_text())["results"]
+    assert {i: {entry["label"] for entry in found} for i, found in results.items()} == {
+        "v_a": {"Yoga"},
+        "v_b": {"Polo"},
+    }
+
+
+def test_features_in_one_hdf5_file_and_in_two_folders(run_dir, files, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    features, annotations = files
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        for path in features.iterdir():
+            file[f"v_{path.stem}"] = np.load(path)
+    expected = found_by(run_dir, tmp_path / "p.json", "--features", features, "--annotations", annotations)
+    flags = ["--features", tmp_path / "all.h5"]
+    found = found_by(run_dir, tmp_path / "q.json", *flags, "--annotations", annotations)
+    assert list(found) == list(expected)
+    np.testing.assert_array_equal(found["v_a"].scores_N, expected["v_a"].scores_N)
+    assert list(found_by(run_dir, tmp_path / "q.json", *flags, "--fps", 10)) == ["v_a", "v_b", "v_c"]
+    halves = [tmp_path / "rgb", tmp_path / "flow"]
+    for folder, columns in zip(halves, (slice(None, 5), slice(5, None))):
+        folder.mkdir()
+        for path in features.iterdir():
+            np.save(folder / path.name, np.load(path)[:, columns])
+    found = found_by(run_dir, tmp_path / "q.json", "--features", *halves, "--annotations", annotations)
+    np.testing.assert_array_equal(found["v_b"].scores_N, expected["v_b"].scores_N)
+    assert list(found_by(run_dir, tmp_path / "q.json", "--features", *halves, "--fps", 10)) == ["a", "b", "c"]
+
+
 def test_an_artifact_is_run_by_the_first_backend_that_can(run_dir, files, tmp_path, monkeypatch):
     features, _ = files
     source = detect.open_run(str(run_dir), "cpu")
@@ -186,7 +256,7 @@ def test_bad_features_are_one_line_and_leave_no_result(run_dir, files, tmp_path,
     assert cli.run(detect.main, ["--run_dir", str(run_dir), *flags]) == code
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and message in lines[0]
-    assert ("v_a{.npy" if kind == "missing" else "features/a.npy") in lines[0]
+    assert ("v_a.*" if kind == "missing" else "features/a.npy") in lines[0]
     assert not (tmp_path / "p.json").exists()
 
 

@@ -47,6 +47,7 @@ def test_table_file_and_warning(files, tmp_path, capsys):
         "mAP": [0.5, 0.0],
         "average_mAP": 0.25,
         "per_class": {"Diving": [1.0, 0.0], "HighJump": [0.0, 0.0]},
+        "recall": {"1x": [0.5, 0.0], "5x": [0.5, 0.0]},
         "num_ground_truth": 2,
         "num_predictions": 3,
     }
@@ -122,39 +123,46 @@ def test_golden_files_pass_through_the_command(tmp_path):
     assert figures["num_ground_truth"] == case["n_gt"]
 
 
+ANET = "activitynet/activity_net.v1-3.reconstructed.json.gz"
+SAMPLE = "activitynet/sample_detection_prediction.json.gz"
+MMACTION = "mmaction2_eval_localization"
+
+
 @pytest.mark.skipif(not RDFA_DATA, reason="needs RDFA_DATA")
 @pytest.mark.parametrize(
     ("truth", "predictions", "options", "path"),
     [
+        (f"{MMACTION}/gt.json", f"{MMACTION}/result.json", [], (MMACTION,)),
+        (ANET, SAMPLE, ["--subset", "Validation"], ("activitynet_sample_detection_prediction", "rdfa_s6_code")),
+        (ANET, SAMPLE, ["--subset", "val"], ("activitynet_sample_detection_prediction", "actionformer_code")),
         (
-            "mmaction2_eval_localization/gt.json",
-            "mmaction2_eval_localization/result.json",
-            ["--tiou", "0.5:0.95:10"],
-            ("mmaction2_eval_localization", "published_average"),
-        ),
-        (
-            "activitynet/activity_net.v1-3.reconstructed.json.gz",
-            "activitynet/sample_detection_prediction.json.gz",
-            ["--subset", "Validation", "--tiou", "0.5:0.95:10"],
-            ("activitynet_sample_detection_prediction", "rdfa_s6_code", "average_mAP"),
-        ),
-        (
-            "activitynet/activity_net.v1-3.reconstructed.json.gz",
-            "activitynet/sample_detection_prediction.json.gz",
-            ["--subset", "validation", "--tiou", "0.5:0.95:10", "--keep_duplicates"],
+            ANET,
+            SAMPLE,
+            ["--subset", "validation", "--keep_duplicates"],
             ("activitynet_sample_detection_prediction", "official_code_no_dedup"),
         ),
     ],
-    ids=["mmaction2", "activitynet", "activitynet-official"],
+    ids=["mmaction2", "activitynet", "activitynet-actionformer", "activitynet-official"],
 )
-def test_prints_the_average_of_independent_evaluators(truth, predictions, options, path, tmp_path, capsys):
+def test_gives_the_figures_of_independent_evaluators(truth, predictions, options, path, tmp_path, capsys):
     root = Path(RDFA_DATA)
     expected = json.loads((root / "EXPECTED.json").read_text())
     for key in path:
         expected = expected[key]
+    if not isinstance(expected, dict):
+        expected = {"average_mAP": expected, "mAP": [expected] * 10}
+    named = {name.partition(" ")[0].removeprefix("published_"): value for name, value in expected.items()}
+    per_threshold = named.get("mAP", named.get("published"))
+    options = [*options, "--tiou", "0.5:0.95:10"]
     output = tmp_path / "m.json"
     command = ["--ground_truth", str(root / truth), "--predictions", str(root / predictions), "--output", str(output)]
     evaluate.main([*command, *options])
-    assert json.loads(output.read_text())["average_mAP"] == pytest.approx(expected, abs=1e-6)
-    average = next(line for line in capsys.readouterr().out.splitlines() if "average" in line)
-    assert float(average.split("│")[2]) == pytest.approx(expected, abs=1e-6)
+    figures = json.loads(output.read_text())
+    average = named.get("average_mAP", named.get("average"))
+    np.testing.assert_allclose(figures["mAP"], per_threshold, atol=1e-6)
+    assert figures["average_mAP"] == pytest.approx(average, abs=1e-6)
+    if "recall@1x,5x" in named:
+        recall = np.array([figures["recall"]["1x"], figures["recall"]["5x"]])
+        np.testing.assert_allclose(recall.T, named["recall@1x,5x"], atol=1e-6)
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "average" in line)
+    assert float(printed.split("│")[2]) == pytest.approx(average, abs=1e-6)

@@ -59,7 +59,7 @@ def test_one_missing_video_of_thumos14_is_named(tmp_path, capsys):
     (tmp_path / "video_validation_0000266.npy").unlink()
     assert cli.run(train.main, flags(tmp_path / "run", path, tmp_path)) == 2
     assert "1 of 200 feature files of subset 'Validation' are missing" in (err := capsys.readouterr().err)
-    assert ": video_validation_0000266{.npy,.pt,.npy.gz}: check" in err
+    assert ": video_validation_0000266.*: check" in err
     # Told to go on without it, the next thing that is missing is reported: all of the test subset.
     argv = flags(tmp_path / "run", path, tmp_path, "Dataset.skip_missing = True")
     assert cli.run(train.main, argv) == 2

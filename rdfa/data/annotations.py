@@ -5,8 +5,10 @@ Reads the layout of ActionFormer's THUMOS14 file,
     {"database": {"<video id>": {"subset": "Test", "duration": 33.83, "fps": 30.0, "annotations": [
         {"label": "CricketBowling", "label_id": 5, "segment": [0.2, 1.1]}, ...]}, ...}}
 
-and its relatives: the table of videos under another key or at the top, numbers as strings, no `fps` (`frame` divided by
-`duration` gives it, or it stays unknown), no `duration`, no `label_id` (classes are then numbered by sorted name).
+and its relatives, such as those of ActivityNet, HACS, FineAction, OpenTAD, BMN and Ego4D: the table of videos under
+another key or at the top, other names of a field (see `NAMES`), numbers as strings, no `fps` (the number of frames
+divided by `duration` gives it, or it stays unknown), no `duration`, no `label_id` (classes are then numbered by sorted
+name), `start_time` and `end_time` for `segment`.
 """
 
 import gzip
@@ -15,8 +17,9 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,20 @@ from rdfa.errors import RunError, UsageError
 
 GZIP_MAGIC = b"\x1f\x8b"
 
+# The names that a field of a video goes by.
+NAMES = {
+    "subset": ("subset", "split"),
+    "duration": ("duration", "duration_second"),
+    "fps": ("fps",),
+    "frame": ("frame", "num_frames", "duration_frame"),
+}
+# The spellings of a subset, without case and punctuation, that mean the same.
+SUBSETS = {"train": "training", "trn": "training", "val": "validation", "valid": "validation", "testing": "test"}
+
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """One annotated video; N actions in file order, kept as they are: repeated, empty, or past the end of the video."""
+    """One annotated video; N actions in file order, as they are: repeated, empty, reversed, past the video's end."""
 
     id: str
     subset: str
@@ -41,19 +54,30 @@ class Video:
 
 @dataclass(frozen=True, eq=False)
 class AnnotationSet:
-    """All videos of an annotation file, in file order, and the name of each class."""
+    """All videos of an annotation file, in file order, and the name of each class.
+
+    `texts` counts, for each field of numbers, those that the file gives as text.
+    """
 
     videos: dict[str, Video]
     class_names: dict[int, str]
+    texts: Mapping[str, int] = field(default_factory=dict)
 
     def subset(self, name: str) -> list[Video]:
-        """The videos whose subset is `name`, in any case."""
-        return [video for video in self.videos.values() if video.subset.lower() == name.lower()]
+        """The videos whose subset is `name`, in any spelling: 'Val' and 'validation' are one."""
+        wanted = canonical_subset(name)
+        return [video for video in self.videos.values() if canonical_subset(video.subset) == wanted]
 
     def summary(self, name: str) -> str:
         """What there is in a subset, in a few words for the screen."""
         videos = self.subset(name)
         return f"{name}: {len(videos):,} videos with {sum(len(video.labels_N) for video in videos):,} actions"
+
+
+def canonical_subset(name: str) -> str:
+    """One spelling for all names of a subset: lower case, letters and digits only, `SUBSETS` applied."""
+    plain = "".join(character for character in name.lower() if character.isalnum())
+    return SUBSETS.get(plain, plain)
 
 
 def spellings(video_id: str) -> tuple[str, str, str]:
@@ -74,8 +98,10 @@ def load_annotations(path: str | os.PathLike) -> AnnotationSet:
     path = Path(path)
     table = _find_videos(_read_json(path), path)
     entries = {video_id: _Entry(video_id, fields, path) for video_id, fields in table.items()}
+    _warn_of_reversed(entries.values(), path)
     class_ids, class_names = _number_classes(entries.values(), path)
-    return AnnotationSet({video_id: entry.video(class_ids) for video_id, entry in entries.items()}, class_names)
+    texts = sum((entry.texts for entry in entries.values()), Counter())
+    return AnnotationSet({video_id: entry.video(class_ids) for video_id, entry in entries.items()}, class_names, texts)
 
 
 def _read_json(path: Path) -> Any:
@@ -110,7 +136,7 @@ def _find_videos(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _is_video(fields: Any) -> bool:
-    return isinstance(fields, dict) and ("annotations" in fields or "subset" in fields)
+    return isinstance(fields, dict) and not {"annotations", *NAMES["subset"]}.isdisjoint(fields)
 
 
 class _Entry:
@@ -121,8 +147,12 @@ class _Entry:
         if not _is_video(fields):
             raise RunError(f"{self.where}: {fields!r:.80} has neither 'annotations' nor 'subset': not a video's entry")
         self.id = video_id
-        self.subset = str(fields.get("subset") or "")
+        self.texts: Counter[str] = Counter()
+        self.subset = str(_first(fields, "subset")[1] or "")
         self.duration = self._positive(fields, "duration")
+        if self.duration is None and "parent_start_sec" in fields:  # a clip of a longer video
+            start, end = (self._number(name, fields.get(name)) for name in ("parent_start_sec", "parent_end_sec"))
+            self.duration = end - start if start is not None and end is not None and end > start else None
         self.fps = self._positive(fields, "fps")
         frames = self._positive(fields, "frame")
         if self.fps is None and frames is not None and self.duration is not None:
@@ -138,23 +168,29 @@ class _Entry:
         labels_N = np.array([class_ids[name] for name, _ in self.classes], dtype=np.int64)
         return Video(self.id, self.subset, self.duration, self.fps, segments_N2, labels_N)
 
+    def _number(self, name: str, value: Any) -> float | None:
+        self.texts[name] += isinstance(value, str)
+        return _number(value)
+
     def _positive(self, fields: dict, name: str) -> float | None:
-        if fields.get(name) in (None, ""):
+        name, given = _first(fields, name)
+        if given is None:
             return None
-        value = _number(fields[name])
+        value = self._number(name, given)
         if value is None or value <= 0:
-            raise RunError(f"{self.where}: {name} = {fields[name]!r}: expected a positive number, or leave it out")
+            raise RunError(f"{self.where}: {name} = {given!r}: expected a positive number, or leave it out")
         return value
 
     def _segment(self, number: int, annotation: Any) -> tuple[float, float]:
         segment = annotation.get("segment") if isinstance(annotation, dict) else None
+        if segment is None and isinstance(annotation, dict) and "start_time" in annotation:
+            segment = [annotation["start_time"], annotation.get("end_time")]
         if isinstance(segment, list) and len(segment) == 2:
-            start, end = _number(segment[0]), _number(segment[1])
-            if start is not None and end is not None and start <= end:
+            start, end = (self._number("segment", value) for value in segment)
+            if start is not None and end is not None:
                 return start, end
         raise RunError(
-            f"{self.where}: annotation {number}: segment = {segment!r:.80}: expected [start, end] in seconds, "
-            "start <= end"
+            f"{self.where}: annotation {number}: segment = {segment!r:.80}: expected [start, end] in seconds"
         )
 
     def _class(self, number: int, annotation: dict) -> tuple[str, int | None]:
@@ -162,7 +198,7 @@ class _Entry:
         if label is None and label_id is None:
             raise RunError(f"{self.where}: annotation {number} names no class: give it a 'label'")
         if label_id is not None:
-            value = _number(label_id)
+            value = self._number("label_id", label_id)
             if value is None or value < 0 or value != int(value):
                 raise RunError(
                     f"{self.where}: annotation {number}: label_id = {label_id!r}: expected an integer from 0 up, "
@@ -170,6 +206,23 @@ class _Entry:
                 )
             label_id = int(value)
         return str(label_id if label is None else label), label_id
+
+
+def _first(fields: dict, name: str) -> tuple[str, Any]:
+    """The name in use among those of a field, and its value; None where there is none."""
+    return next(((n, fields[n]) for n in NAMES[name] if fields.get(n) not in (None, "")), (name, None))
+
+
+def _warn_of_reversed(entries: Iterable[_Entry], path: Path) -> None:
+    """Such a segment can neither be learnt nor found, but one of them is no reason to refuse a whole data set."""
+    found = [(entry, segment) for entry in entries for segment in entry.segments if segment[0] > segment[1]]
+    if found:
+        entry, segment = found[0]
+        print(
+            f"warning: {path}: {len(found)} segments end before they start, the first {list(segment)} of video "
+            f"{entry.id!r}: they will not be learnt",
+            file=sys.stderr,
+        )
 
 
 def _number(value: Any) -> float | None:

@@ -12,7 +12,6 @@ import os
 import random
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +19,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from rdfa.data.annotations import AnnotationSet, Video
-from rdfa.data.features import expected_name, find_feature_file, load_features
+from rdfa.data.annotations import AnnotationSet, Video, spellings
+from rdfa.data.features import FeatureFile, FeatureFinder, check_channels, join_features, load_features
 from rdfa.data.settings import DatasetSettings, LoaderSettings
-from rdfa.data.transforms import crop_segments, draw_crop, pad_features, padded_length, seconds_to_grid
+from rdfa.data.transforms import (
+    crop_segments,
+    draw_crop,
+    pad_features,
+    padded_length,
+    resize_features,
+    seconds_to_grid,
+)
 from rdfa.errors import RunError, UsageError
 from rdfa.settings import nearest
 
@@ -54,12 +60,15 @@ class FeatureDataset(Dataset):
 
     `dataset[index]` or `dataset[ItemKey(index, seed)]` is a dict: video_id; features_CT float32; segments_N2 float32,
     grid; labels_N int64; fps; duration in seconds or None; video, the `Video` itself. For training the items are crops
-    (see `draw_crop`); for evaluation they are whole videos.
+    (see `draw_crop`), and with `Dataset.class_agnostic` all labels are 0; for evaluation they are whole videos. The
+    video of an item that is resized (`Dataset.resize`) has the frame rate that goes with it (see
+    `DatasetSettings.grid`), and a duration.
 
     Attributes:
         videos: the videos, each with the frame rate in use. `Dataset.default_fps`, where given, replaces the rate of
             the annotations, as in the published code.
-        missing: ids left out because their feature file is missing (`Dataset.skip_missing`).
+        files: of each video, the files that its features are joined from.
+        missing: ids left out because a feature file is missing (`Dataset.skip_missing`).
     """
 
     def __init__(
@@ -75,8 +84,8 @@ class FeatureDataset(Dataset):
             feature_dim: channels that the features must have (EmbeddingModule.input_c); None accepts any.
 
         Raises:
-            UsageError: an unknown subset; a label that is not below `num_classes`; a video without frame rate; missing
-                feature files.
+            UsageError: an unknown subset; a label that is not below `num_classes`; a video without frame rate (or, if
+                it is to be resized, without duration too); missing feature files.
         """
         self.settings, self.training, self.feature_dim = settings, training, feature_dim
         videos = annotations.subset(subset)
@@ -84,30 +93,32 @@ class FeatureDataset(Dataset):
             available = {video.subset for video in annotations.videos.values()} - {""}
             hint = nearest(subset, available) if available else "none has a subset, add it there"
             raise UsageError(f"no video of {settings.annotation_file} is in subset {subset!r}: {hint}")
+        excluded = {name for video_id in settings.exclude for name in spellings(video_id)}
+        videos = [video for video in videos if video.id not in excluded]
         if training and not any(len(video.labels_N) for video in videos):
             raise UsageError(
                 f"subset {subset!r} of {settings.annotation_file} has no action to train on: choose another"
             )
         for video in videos:
             self._check_labels(video)
-        self.videos = [self._with_fps(video) for video in videos]
-        paths = [find_feature_file(settings, video.id) for video in self.videos]
-        self.missing = [video.id for video, path in zip(self.videos, paths) if path is None]
+        videos = [self._with_fps(video) for video in videos]
+        self.finder = FeatureFinder(settings)
+        found = [self.finder.find(video.id) for video in videos]
+        self.missing = [video.id for video, files in zip(videos, found) if files is None]
         if self.missing:
-            self._report_missing(subset)
-            self.videos = [video for video, path in zip(self.videos, paths) if path is not None]
-        self.paths: list[Path] = [path for path in paths if path is not None]
+            self._report_missing(subset, len(videos))
+        self.videos = [video for video, files in zip(videos, found) if files is not None]
+        self.files: list[tuple[FeatureFile, ...]] = [files for files in found if files is not None]
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, key: int | ItemKey) -> dict[str, Any]:
         key = key if isinstance(key, ItemKey) else ItemKey(key, str(key))
-        settings, video = self.settings, self.videos[key.index]
-        features_TC = load_features(self.paths[key.index], self.feature_dim)[:: settings.downsample_rate]
-        stride = settings.feat_stride * settings.downsample_rate
-        segments_N2 = seconds_to_grid(video.segments_N2, video.fps, stride, settings.num_frames)
-        labels_N = video.labels_N
+        settings = self.settings
+        features_TC, video = self._load(key.index)
+        segments_N2 = seconds_to_grid(video.segments_N2, video.fps, *settings.grid)
+        labels_N = np.zeros_like(video.labels_N) if settings.class_agnostic and self.training else video.labels_N
         if self.training:
             crop = draw_crop(
                 len(features_TC),
@@ -131,6 +142,20 @@ class FeatureDataset(Dataset):
             "video": video,
         }
 
+    def _load(self, index: int) -> tuple[np.ndarray, Video]:
+        """Features on the grid, and the video with the frame rate of the grid."""
+        settings, video, files = self.settings, self.videos[index], self.files[index]
+        parts = [load_features(file, self.feature_dim if len(files) == 1 else None) for file in files]
+        if settings.resize:
+            duration = video.duration
+            if duration is None:
+                duration = ((len(parts[0]) - 1) * settings.feat_stride + settings.num_frames) / video.fps
+            video = dataclasses.replace(video, duration=duration, fps=settings.max_seq_len / duration)
+            parts = [resize_features(part, settings.max_seq_len) for part in parts]
+        features_TC = join_features(parts, files)
+        check_channels(features_TC, " + ".join(map(str, files)), self.feature_dim)
+        return features_TC[:: settings.downsample_rate], video
+
     def _check_labels(self, video: Video) -> None:
         highest = int(video.labels_N.max(initial=-1))
         if highest >= self.settings.num_classes:
@@ -142,19 +167,20 @@ class FeatureDataset(Dataset):
 
     def _with_fps(self, video: Video) -> Video:
         fps = self.settings.default_fps or video.fps
-        if fps is None:
+        if fps is None and not (self.settings.resize and video.duration is not None):
+            neither = "neither duration nor fps" if self.settings.resize else "no fps"
             raise UsageError(
-                f"video {video.id!r} of {self.settings.annotation_file} has no fps: add it there, "
+                f"video {video.id!r} of {self.settings.annotation_file} has {neither}: add it there, "
                 "or set Dataset.default_fps"
             )
         return dataclasses.replace(video, fps=fps)
 
-    def _report_missing(self, subset: str) -> None:
-        names = ", ".join(expected_name(self.settings, video_id) for video_id in self.missing[:5])
+    def _report_missing(self, subset: str, total: int) -> None:
+        names = ", ".join(self.finder.expected(video_id) for video_id in self.missing[:5])
         more = ", ..." if len(self.missing) > 5 else ""
-        folder, total = self.settings.feature_dir, len(self.videos)
         of_subset = f" of subset {subset!r}" if subset else ""
-        found = f"{len(self.missing)} of {total} feature files{of_subset} are missing in {folder!r}: {names}{more}"
+        folders = ", ".join(repr(folder) for folder in dict.fromkeys(f for f, _ in self.settings.streams))
+        found = f"{len(self.missing)} of {total} feature files{of_subset} are missing in {folders}: {names}{more}"
         if len(self.missing) == total or not self.settings.skip_missing:
             remedy = "check Dataset.feature_dir, feature_prefix, feature_type and feature_ext"
             if len(self.missing) < total:

@@ -28,6 +28,20 @@ def seconds_to_grid(segments_N2: np.ndarray, fps: float, stride: int, num_frames
     return (segments_N2.astype(np.float32) * np.float32(fps) - np.float32(0.5 * num_frames)) / np.float32(stride)
 
 
+def resize_features(features_TC: np.ndarray, length: int) -> np.ndarray:
+    """Features at `length` positions spread evenly over the video: float32 [length, C].
+
+    Position j lies at (j + 0.5) T / length - 0.5 clips, and takes the linear interpolation of the clips around it,
+    before the first and after the last clip theirs. It is PyTorch's `interpolate` with align_corners=False, as the
+    field's loaders use it.
+    """
+    if len(features_TC) == length:
+        return features_TC
+    features_CT = torch.from_numpy(features_TC).T[None]
+    resized = torch.nn.functional.interpolate(features_CT, size=length, mode="linear", align_corners=False)
+    return np.ascontiguousarray(resized[0].T.numpy())
+
+
 def draw_crop(
     length: int,
     segments_N2: np.ndarray,

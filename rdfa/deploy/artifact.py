@@ -15,6 +15,7 @@ from rdfa.config import Config
 from rdfa.deploy import manifest as manifests
 from rdfa.deploy import verify
 from rdfa.errors import RunError, UsageError
+from rdfa.inference.fusion import AGNOSTIC_NAMES
 from rdfa.modeling.detector import Detector
 from rdfa.run_dir import RunDirectory, load_detector, write_weights
 from rdfa.runtime.manifest import MANIFEST
@@ -106,7 +107,7 @@ def _verify_files(detector: Detector, config: Config, directory: Path, manifest,
 
 def _class_list(run: RunDirectory, config: Config) -> list[str]:
     """Class names by index; a class the run has no name for is called by its number."""
-    names = run.class_names()
+    names = AGNOSTIC_NAMES if config.dataset.class_agnostic else run.class_names()
     return [names.get(label, f"class_{label}") for label in range(config.model.cls_head.num_classes)]
 
 

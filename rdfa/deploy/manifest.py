@@ -36,17 +36,21 @@ def feature_spec(config: Config) -> dict[str, Any]:
     """What a caller must know to prepare features, and to read outputs as seconds.
 
     dimension: channels. stride, num_frames: frames between two feature vectors, and covered by one. downsample_rate:
-    every n-th vector is used. default_fps: where given, the rate of every video. A sequence is padded at the end, with
-    `padding_value`, to `max_seq_len` time steps, a longer one to the next multiple of `multiple`, at most `max_time`.
+    every n-th vector is used. default_fps: where given, the rate of every video. resize: where given, the vectors of a
+    video are brought to so many by linear interpolation (`rdfa.data.transforms.resize_features`), and its fps is
+    `resize` over its duration. A sequence is padded at the end, with `padding_value`, to `max_seq_len` time steps, a
+    longer one to the next multiple of `multiple`, at most `max_time`.
     Seconds of a grid position x: (x * stride * downsample_rate + num_frames / 2) / fps.
     """
     dataset, generator = config.dataset, config.model.generator
+    stride, num_frames = dataset.grid
     return {
         "dimension": config.model.embedding.input_c,
-        "stride": dataset.feat_stride,
-        "num_frames": dataset.num_frames,
+        "stride": stride // dataset.downsample_rate,
+        "num_frames": num_frames,
         "downsample_rate": dataset.downsample_rate,
-        "default_fps": dataset.default_fps,
+        "default_fps": None if dataset.resize else dataset.default_fps,
+        "resize": dataset.max_seq_len if dataset.resize else None,
         "max_seq_len": dataset.max_seq_len,
         "multiple": math.lcm(config.loader.max_div_factor, config.model.coarsest_stride),
         "max_time": int(generator.max_seq_len * generator.max_buffer_len_factor),

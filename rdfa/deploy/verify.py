@@ -124,8 +124,7 @@ def _of_class(detections: Detections, label: int) -> np.ndarray:
 
 
 def _detect(outputs: Outputs, points_P4: torch.Tensor, mask_BT: np.ndarray, config: Config) -> list[Detections]:
-    dataset = config.dataset
-    timing = VideoTiming(FPS, None, dataset.feat_stride * dataset.downsample_rate, dataset.num_frames)
+    timing = VideoTiming(FPS, None, *config.dataset.grid)
     cls_logits, offsets, point_mask = (torch.from_numpy(value) for value in outputs)
     videos = [timing] * len(mask_BT)
     return detect(cls_logits.float(), offsets.float(), point_mask, points_P4, videos, config.post)

@@ -3,7 +3,7 @@
 Suffixes: M predictions, G ground-truth segments, R pairs of both, K thresholds of temporal IoU, C classes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ class MeanAP:
     `ap_KC` float64 in [0, 1]; columns in the order of `labels_C` (class ids, ascending) and `class_names`.
     `num_ground_truth` counts the segments evaluated against, `num_predictions` all predictions given, of which
     `unknown_labels` (class id -> count) have a class without ground truth and take no part, and `unknown_videos`
-    (video id -> count) lie in videos without ground truth and are false positives of their class.
+    (video id -> count) lie in videos without ground truth and are false positives of their class. `recall` is multiple
+    -> mean recall per threshold, as far as it was asked for.
     """
 
     tiou_K: np.ndarray
@@ -34,6 +35,7 @@ class MeanAP:
     num_predictions: int
     unknown_labels: dict[int, int]
     unknown_videos: dict[str, int]
+    recall: dict[int, np.ndarray]
 
     @property
     def mAP(self) -> np.ndarray:
@@ -52,6 +54,7 @@ def mean_average_precision(
     tiou: Iterable[float],
     class_names: Mapping[int, str] | None = None,
     keep_duplicates: bool = False,
+    recall_at: Iterable[int] = (),
 ) -> MeanAP:
     """Mean average precision as the ActivityNet benchmark defines it.
 
@@ -72,6 +75,8 @@ def mean_average_precision(
         keep_duplicates: False drops ground truth that repeats an earlier segment of its video and class within 1e-3 s,
             or has no length, as the evaluation of ActionFormer and its successors does; True keeps all of it, as the
             official ActivityNet evaluation does.
+        recall_at: multiples k of the recall to compute too: the share of a class's ground truth that one of the best
+            k G predictions overlaps enough, of the G segments that its video shows of the class; mean over classes.
 
     Raises:
         UsageError: a threshold outside (0, 1], or none.
@@ -90,26 +95,21 @@ def mean_average_precision(
     class_M = np.searchsorted(labels_C, pred.labels).clip(max=len(labels_C) - 1)
     known_M = labels_C[class_M] == pred.labels
     unknown_ids, unknown_counts = np.unique(pred.labels[~known_M], return_counts=True)
-    # By class, then by falling score, then later first. lexsort is stable, and linear in keys of 16 bits.
-    rows = np.flatnonzero(known_M)[::-1]
-    narrow = np.uint16 if len(labels_C) < 1 << 16 else np.int64
-    rows = rows[np.lexsort((-pred.scores[rows], class_M[rows].astype(narrow)))]
-    pred, class_M = pred.take(rows), class_M[rows]
+    rows = np.flatnonzero(known_M)
+    rows = rows[_ranking(pred.scores[rows], class_M[rows], len(labels_C))]
 
-    # A pair is a prediction and a ground-truth segment of the same video and class.
-    gt_order = np.lexsort((gt.video, gt_class_G))
-    gt, gt_class_G = gt.take(gt_order), gt_class_G[gt_order]
-    pairs = _overlapping_pairs(
-        pred.segments,
-        class_M * (len(videos) + 1) + pred.video,
-        gt.segments,
-        gt_class_G * (len(videos) + 1) + gt.video,
-        tiou_K.min(),
-    )
+    # A prediction can only meet ground truth of its video and class. The keys ascend with the videos: fast to look up.
+    groups = _Groups(gt.video * len(labels_C) + gt_class_G)
+    group_M = groups.find(pred.video * len(labels_C) + class_M)[rows]
+    pairs = _overlapping_pairs(pred.segments.take(rows, axis=0), group_M, gt.segments, groups, tiou_K.min())
+    class_M = class_M[rows]
     first_of_class_C = np.searchsorted(class_M, np.arange(len(labels_C)))
+    recall = {k: _recall(*pairs, group_M, groups.count, k, tiou_K, gt_class_G) for k in recall_at}
     ap_KC = np.zeros((len(tiou_K), len(labels_C)))
-    for k, threshold in enumerate(tiou_K):
-        matched = _match(*pairs, threshold, len(gt.labels))
+    for k in np.argsort(tiou_K):
+        enough_R = pairs[2] >= tiou_K[k]
+        pairs = tuple(column_R[enough_R] for column_R in pairs)
+        matched = _match(*pairs[:2], len(gt.labels))
         ap_KC[k] = _average_precision(matched - first_of_class_C[class_M[matched]], class_M[matched], num_gt_C)
 
     names = class_names or {}
@@ -119,9 +119,10 @@ def mean_average_precision(
         labels_C=labels_C,
         class_names=[names.get(int(label), str(label)) for label in labels_C],
         num_ground_truth=len(gt.labels),
-        num_predictions=len(known_M),
+        num_predictions=len(pred.labels),
         unknown_labels=dict(zip(unknown_ids.tolist(), unknown_counts.tolist())),
         unknown_videos=unknown_videos,
+        recall=recall,
     )
 
 
@@ -147,7 +148,8 @@ def _check_thresholds(tiou: Iterable[float]) -> np.ndarray:
 
 
 def _concatenate(parts: list, dtype, shape=(0,)) -> np.ndarray:
-    return np.concatenate([np.asarray(p, dtype).reshape(-1, *shape[1:]) for p in parts] or [np.empty(shape, dtype)])
+    parts = [part for part in parts if len(part)]
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(shape, dtype)
 
 
 def _ground_truth_columns(videos: list, keep_duplicates: bool) -> _Columns:
@@ -190,30 +192,62 @@ def _prediction_columns(predictions: Mapping[str, Any], index: Mapping[str, int]
         _concatenate([item.labels_N for item in items], np.int64),
         _concatenate([item.scores_N for item in items], np.float64),
     )
-    for name, bad in (("score", np.isnan(columns.scores)), ("segment", np.isnan(columns.segments).any(axis=1))):
-        if bad.any():
-            video_id = np.repeat(ids, [len(item.labels_N) for item in items])[bad.argmax()]
+    for name, values in (("score", columns.scores), ("segment", columns.segments)):
+        if np.isnan(values).any():
+            bad = np.isnan(values).reshape(len(values), -1).any(axis=1).argmax()
+            video_id = np.repeat(ids, [len(item.labels_N) for item in items])[bad]
             raise RunError(f"video {video_id}: a {name} is NaN; such predictions cannot be ranked or matched")
     unknown = {i: len(item.labels_N) for i, item, row in zip(ids, items, rows) if row == len(index)}
     return columns, {i: n for i, n in unknown.items() if n}
 
 
-def _overlapping_pairs(pred_segments, pred_key_M, gt_segments, gt_key_G, least_iou) -> tuple[np.ndarray, ...]:
-    """Pairs of equal key whose IoU is at least `least_iou`, by prediction, then falling IoU, then later ground truth.
+def _ranking(scores_M: np.ndarray, class_M: np.ndarray, num_classes: int) -> np.ndarray:
+    """The order by class, then by falling score, then later first."""
+    # A stable sort of 16-bit keys is linear, and the scores of one class fit into the cache.
+    order = np.argsort(class_M.astype(np.uint16) if num_classes < 1 << 16 else class_M, kind="stable")
+    negative_M = -scores_M[order]
+    ends = np.cumsum(np.bincount(class_M, minlength=num_classes))
+    for start, end in zip(ends - np.diff(ends, prepend=0), ends):
+        within = negative_M[start:end].argsort()
+        order[start:end], negative_M[start:end] = order[start:end][within], negative_M[start:end][within]
+    # The fastest sort leaves equal scores in any order; sorting those again costs nothing where there are few.
+    tied = np.append(negative_M[1:] == negative_M[:-1], False)
+    after_tied = np.append(False, tied[:-1])[: len(tied)]
+    at = np.flatnonzero(tied | after_tied)
+    order[at] = order[at][np.lexsort((-order[at], np.cumsum(~after_tied)[at], class_M[order[at]]))]
+    return order
 
-    `gt_key_G` is sorted. Returns (pred_R, gt_R, iou_R).
+
+class _Groups:
+    """Ground truth by key: the segments of group g are `order[end[g] - count[g] : end[g]]`, in file order."""
+
+    def __init__(self, key_G: np.ndarray):
+        self.order = np.argsort(key_G, kind="stable")
+        self._keys, start, self.count = np.unique(key_G[self.order], return_index=True, return_counts=True)
+        self.end = start + self.count
+
+    def find(self, key_M: np.ndarray) -> np.ndarray:
+        """The group of each key, -1 where there is none."""
+        group_M = np.searchsorted(self._keys, key_M).clip(max=len(self._keys) - 1)
+        group_M[self._keys[group_M] != key_M] = -1
+        return group_M
+
+
+def _overlapping_pairs(pred_segments, group_M, gt_segments, groups: _Groups, least_iou) -> tuple[np.ndarray, ...]:
+    """Pairs of one group whose IoU is at least `least_iou`, by prediction, then falling IoU, then later ground truth.
+
+    Returns (pred_R, gt_R, iou_R).
     """
-    end_M = np.searchsorted(gt_key_G, pred_key_M, side="right")
-    count_M = end_M - np.searchsorted(gt_key_G, pred_key_M)
-    candidates = np.flatnonzero(count_M)
+    candidates = np.flatnonzero(group_M >= 0)
+    pred_columns, gt_columns = (segments.T.copy() for segments in (pred_segments, gt_segments[groups.order]))
     blocks = []
     for start in range(0, max(len(candidates), 1), BLOCK):
         block = candidates[start : start + BLOCK]
-        count = count_M[block]
+        count, end = groups.count[group_M[block]], groups.end[group_M[block]]
         pred_R = np.repeat(block, count)
-        gt_R = np.repeat(end_M[block] + np.cumsum(count) - count, count) - np.arange(1, len(pred_R) + 1)
-        iou_R = _temporal_iou(pred_segments[pred_R], gt_segments[gt_R])
-        enough = iou_R >= least_iou
+        gt_R = np.repeat(end + np.cumsum(count) - count, count) - np.arange(1, len(pred_R) + 1)
+        iou_R = _temporal_iou(pred_columns[:, pred_R], gt_columns[:, gt_R])
+        enough = np.flatnonzero(iou_R >= least_iou)
         blocks.append((pred_R[enough], gt_R[enough], iou_R[enough]))
     pred_R, gt_R, iou_R = map(np.concatenate, zip(*blocks))
     # Ground truth falls within each prediction already; only predictions with a choice need sorting by IoU.
@@ -221,26 +255,26 @@ def _overlapping_pairs(pred_segments, pred_key_M, gt_segments, gt_key_G, least_i
     choice = np.flatnonzero(np.append(same, False) | np.append(False, same)[: len(pred_R)])
     order = choice[np.lexsort((-iou_R[choice], pred_R[choice]))]
     gt_R[choice], iou_R[choice] = gt_R[order], iou_R[order]
-    return pred_R, gt_R, iou_R
+    return pred_R, groups.order[gt_R], iou_R
 
 
-def _temporal_iou(a_R2: np.ndarray, b_R2: np.ndarray) -> np.ndarray:
+def _temporal_iou(a_2R: np.ndarray, b_2R: np.ndarray) -> np.ndarray:
     """Intersection over union of paired segments; 1 for two equal instants, whose union has no length."""
-    intersection = (np.minimum(a_R2[:, 1], b_R2[:, 1]) - np.maximum(a_R2[:, 0], b_R2[:, 0])).clip(min=0)
-    union = (a_R2[:, 1] - a_R2[:, 0]) + (b_R2[:, 1] - b_R2[:, 0]) - intersection
-    instants = (union == 0) & (a_R2 == b_R2).all(axis=1)
+    intersection = (np.minimum(a_2R[1], b_2R[1]) - np.maximum(a_2R[0], b_2R[0])).clip(min=0)
+    union = (a_2R[1] - a_2R[0]) + (b_2R[1] - b_2R[0]) - intersection
+    if union.min(initial=1) > 0:
+        return intersection / union
+    instants = (union == 0) & (a_2R == b_2R).all(axis=0)
     return np.divide(intersection, union, out=instants.astype(np.float64), where=union > 0)
 
 
-def _match(pred_R, gt_R, iou_R, threshold: float, num_gt: int) -> np.ndarray:
-    """Indices of the true positives, ascending, for one threshold.
+def _match(pred_R: np.ndarray, gt_R: np.ndarray, num_gt: int) -> np.ndarray:
+    """Indices of the true positives, ascending, among pairs that overlap enough for one threshold.
 
     Claiming segments one prediction at a time is the stable matching in which every segment prefers the prediction that
     comes first. It is unique, so deferred acceptance finds it for all classes and videos at once: each unmatched
     prediction proposes to its next best segment, a segment keeps its first-ranked proposer, until nobody can propose.
     """
-    enough = iou_R >= threshold
-    pred_R, gt_R = pred_R[enough], gt_R[enough]
     num_pairs = len(pred_R)
     nobody = num_pairs  # of the pairs, which are sorted by prediction, so that an earlier pair is a better proposer
     holder_G = np.full(num_gt, nobody)
@@ -263,16 +297,28 @@ def _average_precision(rank, class_of, num_gt_C: np.ndarray) -> np.ndarray:
 
     Precision only rises at true positives, so AP = 1/G sum over true positives of the best precision from there on.
     """
-    ap_C = np.zeros(len(num_gt_C))
-    for c, ranks in _runs(rank, class_of, len(num_gt_C)):
-        precision = np.arange(1, len(ranks) + 1) / (ranks + 1)
-        ap_C[c] = np.maximum.accumulate(precision[::-1]).sum() / num_gt_C[c]
-    return ap_C
+    count = len(rank)
+    first_C = np.searchsorted(class_of, np.arange(len(num_gt_C)))
+    precision = (np.arange(count) - first_C[class_of] + 1) / (rank + 1)
+    # The running maximum from the end, of all classes at once: precision is replaced by its height among all of them,
+    # which classes further to the front have more of.
+    by_height = np.argsort(precision, kind="stable")
+    height = np.empty(count, np.int64)
+    height[by_height] = np.arange(count)
+    shift = count * class_of
+    best = np.maximum.accumulate((height - shift)[::-1])[::-1] + shift
+    return np.bincount(class_of, precision[by_height[best]], minlength=len(num_gt_C)) / num_gt_C
 
 
-def _runs(values: np.ndarray, class_of: np.ndarray, num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(class, its values) for every class that has any; `class_of` ascends."""
-    ends = np.searchsorted(class_of, np.arange(num_classes + 1))
-    for c in range(num_classes):
-        if ends[c] < ends[c + 1]:
-            yield c, values[ends[c] : ends[c + 1]]
+def _recall(pred_R, gt_R, iou_R, group_M, count_G, multiple: int, tiou_K, gt_class_G) -> np.ndarray:
+    """Mean recall per threshold of the best `multiple` times as many predictions as there is ground truth, by group."""
+    order = np.argsort(group_M, kind="stable")
+    ordered_M = group_M[order]
+    nth_M = np.empty(len(group_M), np.int64)  # place among the predictions of the group
+    nth_M[order] = np.arange(len(order)) - np.searchsorted(ordered_M, ordered_M)
+    among_best_R = nth_M[pred_R] < multiple * count_G[group_M[pred_R]]
+    found_KG = np.zeros((len(tiou_K), len(gt_class_G)), bool)
+    for found_G, threshold in zip(found_KG, tiou_K):
+        found_G[gt_R[among_best_R & (iou_R >= threshold)]] = True
+    num_gt_C = np.bincount(gt_class_G)
+    return np.array([(np.bincount(gt_class_G, found_G) / num_gt_C).mean() for found_G in found_KG])

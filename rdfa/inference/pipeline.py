@@ -100,8 +100,8 @@ def batches_of_equal_length(
 
 
 def _timing(video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:
-    stride = dataset.feat_stride * dataset.downsample_rate
+    stride, num_frames = dataset.grid
     duration = video.duration
     if duration is None:
-        duration = ((num_clips - 1) * stride + dataset.num_frames) / video.fps
-    return VideoTiming(video.fps, duration, stride, dataset.num_frames)
+        duration = ((num_clips - 1) * stride + num_frames) / video.fps
+    return VideoTiming(video.fps, duration, stride, num_frames)

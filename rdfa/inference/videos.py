@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from rdfa.data.annotations import AnnotationSet, Video, spellings
+from rdfa.data.annotations import AnnotationSet, Video, canonical_subset, spellings
 from rdfa.errors import UsageError
 from rdfa.settings import nearest
 
@@ -13,14 +13,14 @@ def find_video(video_id: str, videos: Collection[str]) -> str | None:
 
 
 def select_subset(annotations: AnnotationSet, subset: str | None) -> list[Video]:
-    """The videos of `subset` (any case); all of them when it is None and the annotations have no more than one.
+    """The videos of `subset` (any spelling); all of them when it is None and the annotations have no more than one.
 
     Raises:
         UsageError: an unknown subset, or none given where there are several.
     """
     available = sorted({video.subset for video in annotations.videos.values()})
     if subset is None:
-        if len({name.lower() for name in available}) > 1:
+        if len(set(map(canonical_subset, available))) > 1:
             raise UsageError(f"the annotations have the subsets {', '.join(available)}: choose one with --subset")
         return list(annotations.videos.values())
     videos = annotations.subset(subset)

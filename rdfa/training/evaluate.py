@@ -1,7 +1,9 @@
 """Detections and average mAP of a detector on the test subset: after an epoch of training, and for --mode test."""
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rdfa.config import Config
@@ -11,7 +13,7 @@ from rdfa.errors import UsageError
 from rdfa.evaluate import summary
 from rdfa.evaluation.mean_ap import MeanAP, mean_average_precision
 from rdfa.inference.decode import Detections
-from rdfa.inference.fusion import ClassScores
+from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
 from rdfa.inference.pipeline import detect_videos, run_module
 from rdfa.inference.results import write_json, write_results
 from rdfa.modeling.detector import Detector
@@ -29,12 +31,15 @@ def resolve_device(name: str) -> torch.device:
 class Evaluator:
     """The test subset of a configuration, ready to be detected in.
 
+    With `Dataset.class_agnostic` and no class scores, the actions of all classes are evaluated as one.
+
     Raises:
-        UsageError: features are missing, or no video of the subset has an action: before the training, not after it.
+        UsageError: features or class scores are missing, or no video of the subset has an action: before the training,
+            not after it.
     """
 
     def __init__(self, config: Config, annotations: AnnotationSet):
-        self.config, self.annotations = config, annotations
+        self.config = config
         dataset = FeatureDataset(
             config.dataset, annotations, config.dataset.test_subset, False, config.model.embedding.input_c
         )
@@ -45,11 +50,14 @@ class Evaluator:
                 f"against: choose another with Dataset.test_subset"
             )
         self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride)
-        self.class_scores = None
+        self.class_names, self.class_scores = annotations.class_names, None
         if config.post.ext_score_file:
-            self.class_scores = ClassScores(
-                config.post.ext_score_file, annotations.class_names, config.dataset.num_classes
-            )
+            self.class_scores = ClassScores(config.post.ext_score_file, self.class_names, config.dataset.num_classes)
+            self.class_scores.require(video.id for video in self.videos)
+        elif config.dataset.class_agnostic:
+            say("no PostProcessing.ext_score_file: actions of all classes are evaluated as one")
+            self.class_names = AGNOSTIC_NAMES
+            self.videos = [dataclasses.replace(v, labels_N=np.zeros_like(v.labels_N)) for v in self.videos]
 
     def detections(self, detector: Detector) -> dict[str, Detections]:
         """Video id -> detections of `detector`, which is in eval mode."""
@@ -63,9 +71,7 @@ class Evaluator:
 
     def evaluate(self, detections: dict[str, Detections]) -> MeanAP:
         """mAP at the thresholds of Training.tiou."""
-        return mean_average_precision(
-            self.videos, detections, self.config.engine.training.tiou, self.annotations.class_names
-        )
+        return mean_average_precision(self.videos, detections, self.config.engine.training.tiou, self.class_names)
 
 
 def measure(config: Config, run_dir: Path, checkpoint: str = "auto") -> None:
@@ -83,7 +89,8 @@ def measure(config: Config, run_dir: Path, checkpoint: str = "auto") -> None:
     detections = evaluator.detections(detector.to(resolve_device(config.engine.training.device)))
     result = evaluator.evaluate(detections)
     numbers = {label: str(label) for label in range(config.dataset.num_classes)}  # for classes without a name
-    write_results(run_dir / "detections.json", detections, numbers | evaluator.annotations.class_names)
+    used = evaluator.class_scores.description if evaluator.class_scores else ""
+    write_results(run_dir / "detections.json", detections, numbers | evaluator.class_names, used)
     write_json(run_dir / "test.json", {"checkpoint": folder.name, **summary(result)}, indent=1)
     say(f"{folder}: {describe(result)}. Written: {run_dir / 'test.json'}, {run_dir / 'detections.json'}")
 

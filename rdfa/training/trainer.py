@@ -134,7 +134,7 @@ class Trainer:
             self.model.points(features_BCT.shape[-1]),
             batch.segments,
             batch.labels,
-            self.config.dataset.num_classes,
+            self.config.model.cls_head.num_classes,
             engine.criterion.center_sample,
             engine.criterion.center_sample_radius,
         )

@@ -77,7 +77,7 @@ def assert_equal(ours, other):
 
 def test_items_are_crops_in_training(training_set):
     for index in range(len(training_set)):
-        whole = training_set.paths[index]
+        ((whole, _),) = training_set.files[index]
         item = training_set[ItemKey(index, "seed")]
         clips = item["features_CT"][0]
         assert len(clips) <= min(64, len(np.load(whole)))
@@ -193,8 +193,8 @@ def test_labels_fit_the_number_of_classes(tmp_path):
 
 def test_subset_must_exist(tmp_path):
     videos = {"a": video("Validation"), "b": video("Test")}
-    with pytest.raises(UsageError, match=r"no video of .* is in subset 'Valid': did you mean 'Validation'\?"):
-        build(tmp_path, videos, {"a": 5, "b": 5}, subset="Valid")
+    with pytest.raises(UsageError, match=r"no video of .* is in subset 'Valdation': did you mean 'Validation'\?"):
+        build(tmp_path, videos, {"a": 5, "b": 5}, subset="Valdation")
     with pytest.raises(UsageError, match=r"no video of .* is in subset 'Test': none has a subset, add it there"):
         build(tmp_path, {"a": video("")}, {"a": 5}, subset="Test")
     with pytest.raises(UsageError, match=r"subset 'Test' of .* has no action to train on: choose another"):
@@ -206,7 +206,7 @@ def test_missing_files_are_counted_and_named(tmp_path):
     videos = {name: video() for name in NAMES}
     message = (
         r"8 of 11 feature files of subset 'Validation' are missing in '.*features': "
-        r"v03\{.npy,.pt,.npy.gz\}, v04.*, v07\S*, \.\.\.: check"
+        r"v03\.\*, v04.*, v07\S*, \.\.\.: check"
     )
     present = {name: 9 for name in NAMES[:3]}
     with pytest.raises(UsageError, match=message + r".* or set Dataset\.skip_missing = True to go on without") as error:
@@ -228,6 +228,86 @@ def test_all_files_missing_is_always_an_error(tmp_path, skip):
     ) as error:
         build(tmp_path, {"a": video()}, {}, skip_missing=skip, feature_dir="nowhere", feature_ext=".npy")
     assert "skip_missing" not in str(error.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_resized_videos_need_no_frame_rate(tmp_path, training):
+    """Position x lies at (x + 0.5) duration / max_seq_len seconds, whatever stride and length the features had."""
+    videos = {name: video(fps=None, duration="20", annotations=[([5.0, 10.0], "A", 0)]) for name in "ab"}
+    settings = {"resize": True, "max_seq_len": 40, "crop_ratio": None}
+    dataset = build(tmp_path, videos, {"a": 7, "b": 90}, training=training, **settings)
+    for item, length in zip(dataset, (7, 90)):
+        assert item["features_CT"].shape == (4, 40) and item["segments_N2"].tolist() == [[9.5, 19.5]]
+        assert (item["fps"], item["duration"]) == (2.0, 20.0) == (item["video"].fps, item["video"].duration)
+        np.testing.assert_allclose(  # the first channel counts the clips
+            item["features_CT"][0],
+            ((np.arange(40) + 0.5) * length / 40 - 0.5).clip(0, length - 1),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    (batch,) = make_loader(dataset, LoaderSettings(batch_size=2), 32).epoch(1) if training else [None]
+    assert batch is None or (batch.features.shape, bool(batch.mask.all())) == ((2, 4, 40), True)
+
+
+def test_resized_videos_are_cropped_after_it(tmp_path):
+    dataset = build(tmp_path, {"a": video()}, {"a": 7}, resize=True, max_seq_len=40, crop_ratio=(0.5, 0.5))
+    assert dataset[0]["features_CT"].shape == (4, 20)
+
+
+def test_resized_videos_of_unknown_duration_end_with_their_last_clip(tmp_path):
+    videos = {"a": video(fps=20.0, duration=None, annotations=[([0.0, 1.2], "A", 0)])}
+    dataset = build(tmp_path, videos, {"a": 3}, training=False, resize=True, max_seq_len=12)
+    assert dataset[0]["duration"] == (2 * 4 + 16) / 20.0 == 1.2
+    assert dataset[0]["segments_N2"].tolist() == [[-0.5, 11.5]]
+    with pytest.raises(UsageError, match=r"video 'a' of .* has neither duration nor fps: add it there, or set"):
+        build(tmp_path, {"a": video(fps=None, duration=None)}, {}, resize=True)
+
+
+def test_class_agnostic_training_knows_one_class_and_evaluation_all(tmp_path):
+    videos = {"a": video(annotations=[([0.3, 1.0], "A", 0), ([0.5, 1.0], "C", 2)])}
+    for training, labels in ((True, [0, 0]), (False, [0, 2])):
+        dataset = build(tmp_path, videos, {"a": 9}, training=training, class_agnostic=True, crop_ratio=None)
+        assert dataset[0]["labels_N"].tolist() == labels
+        assert dataset.videos[0].labels_N.tolist() == [0, 2]
+
+
+def test_excluded_videos_are_left_out_in_any_spelling(tmp_path):
+    videos = {name: video() for name in ("a", "v_b", "c")}
+    dataset = build(tmp_path, videos, {"a": 9}, exclude=["b", "v_c", "unknown"])
+    assert [item["video_id"] for item in dataset] == ["a"] and dataset.missing == []
+    with pytest.raises(UsageError, match="has no action to train on"):
+        build(tmp_path, videos, {}, exclude=["a", "b", "c"])
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_streams_are_joined(tmp_path, resize):
+    """RGB and flow; the flow of a video is a clip shorter, or, where it is resized, of any length."""
+    write_features(tmp_path / "rgb", {"a": 9}), write_features(tmp_path / "flow", {"a": 5 if resize else 8}, channels=2)
+    folders = [str(tmp_path / "rgb"), str(tmp_path / "flow")]
+    options = {"feature_dir": folders, "resize": resize, "max_seq_len": 64, "training": False}
+    item = build(tmp_path, {"a": video()}, {}, feature_dim=6, **options)[0]
+    assert item["features_CT"].shape == (6, 64 if resize else 8)
+    ends = (8, 4) if resize else (7, 7)
+    assert (item["features_CT"][0, -1], item["features_CT"][4, -1]) == ends
+    with pytest.raises(RunError, match=r"rgb/a\.npy \+ .*flow/a\.npy: shape .*: expected 5 channels"):
+        build(tmp_path, {"a": video()}, {}, feature_dim=5, **options)[0]
+    with pytest.raises(
+        UsageError, match=r"feature files of subset 'Validation' are missing in '.*rgb', '.*flow': b\.\*:"
+    ):
+        build(tmp_path, {"b": video()}, {}, **options)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"feature_dir": ["a", "b"], "feature_type": ["x", "y", "z"]}, "give lists of one length, or only one of them"),
+        ({"feature_type": []}, "give lists of one length"),
+        ({"resize": True, "downsample_rate": 2}, "downsample_rate = 2: must be 1 with Dataset.resize = True"),
+    ],
+)
+def test_settings_that_contradict_each_other(bad, message):
+    with pytest.raises(UsageError, match=message):
+        DatasetSettings(**bad)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -3,32 +3,56 @@
 import gzip
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from rdfa.data.features import expected_name, find_feature_file, load_features
+from rdfa.data.features import (
+    EXTENSIONS,
+    FeatureFile,
+    FeatureFinder,
+    join_features,
+    list_entries,
+    load_features,
+)
 from rdfa.data.settings import DatasetSettings
-from rdfa.errors import RunError
+from rdfa.errors import RunError, UsageError
 from tests.data.factory import real, real_data
 
 X_TC = np.arange(20, dtype=np.float64).reshape(5, 4) / 8 - 1
 
 
 def save(path, value):
-    if path.suffix == ".pt":
-        torch.save(value, path)
-    elif path.suffix == ".gz":
-        np.save(path.with_suffix(""), value)
-        path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
+    """Write features as the extension says."""
+    plain = path.with_name(path.name.removesuffix(".gz"))
+    if plain.suffix == ".pt":
+        torch.save(value, plain)
+    elif plain.suffix == ".npz":
+        np.savez_compressed(plain, features=value)
+    elif plain.suffix == ".pkl":
+        plain.write_bytes(pickle.dumps(value, protocol=4))
+    elif plain.suffix in (".h5", ".hdf5"):
+        save_h5(plain, {"whatever": value})
     else:
-        np.save(path, value)
+        np.save(plain, value)
+    if plain != path:
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    return path
+
+
+def save_h5(path, entries):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for name, value in entries.items():
+            file[name] = value
     return path
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int16", ">f4"])
-@pytest.mark.parametrize("name", ["x.npy", "x.npy.gz", "x.pt"])
+@pytest.mark.parametrize("name", ["x" + extension for extension in EXTENSIONS])
 def test_arrays_of_any_real_type(tmp_path, name, dtype):
     expected = X_TC.astype(dtype)
     loaded = load_features(save(tmp_path / name, expected), dimension=4)
@@ -88,7 +112,12 @@ def with_value(value):
         ("x.npy", X_TC.astype(complex), "dtype complex128: expected real numbers"),
         ("x.npy", np.array([["a"]]), "dtype <U1: expected real numbers"),
         ("x.npy", X_TC > 0, "dtype bool: expected real numbers"),
-        ("x.pt", {"features": torch.zeros(5, 4)}, r"holds a dict: expected one tensor or array \(clips, channels\)"),
+        ("x.pkl", np.zeros((5, 3)), r"shape \(5, 3\): expected 4 channels"),
+        ("x.h5", with_value(np.nan), r"nan at clip 2, channel 1 is not finite in float32 \(1 of 20 values\)"),
+        ("x.pt", [torch.zeros(5, 4)], r"holds a list: expected one tensor or array \(clips, channels\)"),
+        ("x.pkl", "features", "holds a str: expected one tensor or array"),
+        ("x.pt", {"rgb": torch.zeros(5, 4), "flow": 0}, r"holds 2 arrays \(rgb, flow\): expected one, or one called"),
+        ("x.pkl", {}, r"holds 0 arrays \(\): expected one, or one called feats or features"),
         ("x.pt", torch.zeros(5, 4).to_sparse(), "holds a Tensor: expected one tensor or array"),
     ],
 )
@@ -98,7 +127,54 @@ def test_unusable_values(tmp_path, name, value, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.npy.gz", "x.pt"])
+@pytest.mark.parametrize("value", [{"a": X_TC}, {"shape": 4, "feats": X_TC}, {"features": X_TC, "fps": 30}], ids=str)
+@pytest.mark.parametrize("name", ["x.pt", "x.pkl"])
+def test_one_array_among_others(tmp_path, name, value):
+    value = {key: torch.tensor(v) for key, v in value.items()} if name == "x.pt" else value
+    assert np.array_equal(load_features(save(tmp_path / name, value)), X_TC)
+
+
+def test_archives_of_several_arrays(tmp_path):
+    np.savez(tmp_path / "x.npz", feats=X_TC, other=X_TC[:1])
+    assert np.array_equal(load_features(tmp_path / "x.npz"), X_TC)
+    np.savez(tmp_path / "y.npz", X_TC, X_TC)
+    with pytest.raises(
+        RunError, match=r"y\.npz: holds 2 arrays \(arr_0, arr_1\): expected one, or one called feats or"
+    ):
+        load_features(tmp_path / "y.npz")
+
+
+def test_hdf5_of_many_videos(tmp_path):
+    path = save_h5(tmp_path / "all.h5", {"v_a": X_TC, "b/c3d": X_TC[:2], "c/x": X_TC, "c/y": X_TC})
+    assert list_entries(path) == ["b", "c", "v_a"]
+    finder = FeatureFinder(settings(path, ext=".npy"))  # entries have no extension
+    assert finder.find("a") == (FeatureFile(path, "v_a"),)
+    assert finder.find("d") is None and finder.expected("d") == "d"
+    assert np.array_equal(load_features(*finder.find("a")), X_TC)
+    assert np.array_equal(load_features(*finder.find("b")), X_TC[:2])
+    with pytest.raises(RunError, match=r"all\.h5\[c\]: holds 2 arrays \(x, y\)"):
+        load_features(*finder.find("c"))
+    with pytest.raises(RunError, match=r"all\.h5\[none\]: damaged, or not an array"):
+        load_features(FeatureFile(path, "none"))
+
+
+def test_folders_that_are_files(tmp_path):
+    (tmp_path / "x.npy").touch()
+    with pytest.raises(UsageError, match=r"feature_dir = '.*x\.npy' is a file: expected a folder, or one of \.h5"):
+        FeatureFinder(settings(tmp_path / "x.npy"))
+    (tmp_path / "x.h5").write_bytes(b"no HDF5")
+    with pytest.raises(RunError, match=r"x\.h5: damaged, or no HDF5 file"):
+        FeatureFinder(settings(tmp_path / "x.h5"))
+
+
+def test_without_h5py(tmp_path, monkeypatch):
+    (tmp_path / "x.h5").touch()
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UsageError, match=r"HDF5 features need h5py: pip install 'rdfa-s6\[h5\]'"):
+        load_features(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("name", ["x" + extension for extension in EXTENSIONS if "hdf5" not in extension])
 def test_truncated_anywhere(tmp_path, name):
     raw = save(tmp_path / name, X_TC).read_bytes()
     for size in [0, 1, 5, 11, len(raw) // 3, len(raw) // 2, len(raw) - 30]:
@@ -135,7 +211,13 @@ def test_code_in_files_is_not_run(tmp_path):
         pickle.dump(Code(target), file)
     torch.save(Code(target), tmp_path / "code.pt")
     np.save(tmp_path / "object.npy", np.array([Code(target)], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "object.npz", np.array([Code(target)], dtype=object), allow_pickle=True)
+    (tmp_path / "code.pkl").write_bytes(pickle.dumps({"features": Code(target)}))
+    (tmp_path / "code.pkl.gz").write_bytes(gzip.compress(pickle.dumps([X_TC, Code(target)])))
     messages = {
+        "code.pkl": r"needs posix\.mkdir to be unpickled, which could run anything, so it is not loaded: save",
+        "code.pkl.gz": r"needs posix\.mkdir to be unpickled",
+        "object.npz": "damaged, or not an array of numbers|holds 2 arrays",
         "code.pt": r"needs posix\.mkdir to be unpickled, which could run anything, so it is not loaded: save",
         "raw.pt": "damaged, or not an array of numbers",
         "object.npy": "damaged, or not an array of numbers",
@@ -158,13 +240,21 @@ def test_loading_leaves_the_safe_list_alone(tmp_path):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(RunError, match=r"x\.npy: no such feature file: check Dataset\.feature_dir, or the path given"):
         load_features(tmp_path / "x.npy")
-    (tmp_path / "x.h5").touch()
-    with pytest.raises(RunError, match=r"x\.h5: unknown kind of feature file: expected \.npy, \.pt, \.npy\.gz"):
-        load_features(tmp_path / "x.h5")
+    (tmp_path / "x.csv").touch()
+    with pytest.raises(
+        RunError, match=r"x\.csv: unknown kind of feature file: expected \.npy, .*, or one of them with"
+    ):
+        load_features(tmp_path / "x.csv")
 
 
 def settings(folder, prefix="", kind="", ext=""):
-    return DatasetSettings(feature_dir=str(folder), feature_prefix=prefix, feature_type=kind, feature_ext=ext)
+    folder = str(folder) if not isinstance(folder, list) else [str(f) for f in folder]
+    return DatasetSettings(feature_dir=folder, feature_prefix=prefix, feature_type=kind, feature_ext=ext)
+
+
+def find(*args, video_id="a"):
+    found = FeatureFinder(settings(*args)).find(video_id)
+    return found and [file.path for file in found]
 
 
 @pytest.mark.parametrize(
@@ -184,23 +274,78 @@ def settings(folder, prefix="", kind="", ext=""):
     ],
 )
 def test_finding_files(tmp_path, file, parts, video_id):
-    assert find_feature_file(settings(tmp_path, *parts), video_id) is None
+    assert find(tmp_path, *parts, video_id=video_id) is None
     (tmp_path / file).touch()
-    assert find_feature_file(settings(tmp_path, *parts), video_id) == tmp_path / file
+    assert find(tmp_path, *parts, video_id=video_id) == [tmp_path / file]
 
 
 def test_exact_names_come_first(tmp_path):
     for name in ("a.pt", "v_a.npy", "a.npy"):
         (tmp_path / name).touch()
-        assert find_feature_file(settings(tmp_path), "a").name != "v_a.npy"
-    assert find_feature_file(settings(tmp_path), "a").name == "a.npy"
-    assert find_feature_file(settings(tmp_path, ext=".pt"), "a").name == "a.pt"
-    assert find_feature_file(settings(tmp_path), "b") is None
+        assert find(tmp_path)[0].name != "v_a.npy"
+    assert find(tmp_path) == [tmp_path / "a.npy"]
+    assert find(tmp_path, "", "", ".pt") == [tmp_path / "a.pt"]
+    assert find(tmp_path, video_id="b") is None
 
 
-def test_expected_names():
-    assert expected_name(settings(".", "p_", "_t"), "a") == "p_a_t{.npy,.pt,.npy.gz}"
-    assert expected_name(settings(".", "p_", "_t", ".pt"), "a") == "p_a_t.pt"
+def test_names_without_prefix_and_type_are_found_last(tmp_path):
+    (tmp_path / "a.npy").touch()
+    assert find(tmp_path, "v_", "_pool") == [tmp_path / "a.npy"]
+    (tmp_path / "v_a_pool.pt").touch()
+    assert find(tmp_path, "v_", "_pool") == [tmp_path / "v_a_pool.pt"]
+    assert find(tmp_path, "", ["_rgb", "_flow"]) is None  # one file cannot stand for two
+
+
+def test_several_files_per_video(tmp_path):
+    for folder in ("rgb", "flow"):
+        (tmp_path / folder).mkdir()
+    folders = [tmp_path / "rgb", tmp_path / "flow"]
+    save(folders[0] / "v_a.npy", X_TC), save(folders[1] / "a.pt", -X_TC)
+    assert find(folders) == [folders[0] / "v_a.npy", folders[1] / "a.pt"]
+    for kind in ("_rgb", "_flow"):
+        save(tmp_path / f"a{kind}.npy", X_TC)
+    assert find(tmp_path, "", ["_flow", "_rgb"]) == [tmp_path / "a_flow.npy", tmp_path / "a_rgb.npy"]
+    (tmp_path / "a_rgb.npy").unlink()
+    finder = FeatureFinder(settings(tmp_path, "", ["_flow", "_rgb"], ".npy"))
+    assert finder.find("a") is None and finder.expected("a") == "a_rgb.npy"
+
+
+def test_streams_are_joined_along_channels():
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    files = [FeatureFile("rgb.npy"), FeatureFile("flow.h5", "a")]
+    assert join_features([rows], files[:1]) is rows
+    assert join_features([rows, -rows[:, :1]], files).tolist() == np.hstack([rows, -rows[:, :1]]).tolist()
+    assert join_features([rows, rows[:4]], files).tolist() == np.hstack([rows[:4], rows[:4]]).tolist()
+    with pytest.raises(
+        RunError, match=r"differ in clips \(rgb\.npy: 6, flow\.h5\[a\]: 3\): extract them with one stride"
+    ):
+        join_features([rows, rows[:3]], files)
+
+
+def test_expected_names(tmp_path):
+    def expected(*parts):
+        return FeatureFinder(settings(tmp_path, *parts)).expected("a")
+
+    assert expected("p_", "_t") == "p_a_t.*"
+    assert expected("p_", "_t", ".pt") == "p_a_t.pt"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "video_id"),
+    [
+        ("a.npy", ("", "", ""), "a"),
+        ("a.pkl.gz", ("", "", ""), "a"),
+        ("v_a_t.pt", ("v_", "_t", ""), "a"),
+        ("a.pt", ("v_", "_t", ""), "a"),
+        ("a.pt", ("", "", ".npy"), None),
+        ("a.txt", ("", "", ""), None),
+        (".a.npy", ("", "", ""), None),
+        ("a_rgb.npy", ("", ["_rgb", "_flow"], ""), "a"),
+        ("a_flow.npy", ("", ["_rgb", "_flow"], ""), None),
+    ],
+)
+def test_videos_of_files(tmp_path, name, parts, video_id):
+    assert FeatureFinder(settings(tmp_path, *parts)).video_id(name) == video_id
 
 
 @real_data

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rdfa.data.dataset import pad_batch
-from rdfa.data.transforms import crop_segments, draw_crop, padded_length, seconds_to_grid
+from rdfa.data.transforms import crop_segments, draw_crop, padded_length, resize_features, seconds_to_grid
 from rdfa.errors import RunError
 from tests.data.factory import GOLDEN
 
@@ -184,3 +184,16 @@ def test_grid_and_back(pairs, fps, stride, num_frames):
     back_N2 = (grid_N2.astype(np.float64) * stride + 0.5 * num_frames) / fps
     # Four roundings to float32 of numbers up to max(seconds, num_frames / fps).
     np.testing.assert_allclose(back_N2, seconds_N2, rtol=4 * 2**-24, atol=4 * 2**-24 * num_frames / fps)
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**32 - 1))
+def test_resizing_interpolates_between_the_clips_around(length, target, seed):
+    features_TC = np.random.default_rng(seed).standard_normal((length, 3)).astype(np.float32)
+    resized = resize_features(features_TC, target)
+    assert resized.shape == (target, 3) and resized.dtype == np.float32 and resized.flags.c_contiguous
+    positions = ((np.arange(target) + 0.5) * length / target - 0.5).clip(0, length - 1)
+    for channel in range(3):
+        expected = np.interp(positions, np.arange(length), features_TC[:, channel])
+        np.testing.assert_allclose(resized[:, channel], expected, rtol=0, atol=1e-4)
+    if length == target:
+        assert resized is features_TC

@@ -1,8 +1,10 @@
 """What an artifact says about itself."""
 
+import dataclasses
 import json
 
 from rdfa import config as configs
+from rdfa import deploy
 from rdfa.data.settings import DatasetSettings, LoaderSettings
 from rdfa.deploy import manifest as manifests
 from rdfa.runtime import manifest as reader
@@ -23,6 +25,7 @@ def test_feature_spec_holds_what_a_caller_must_know():
         "num_frames": 32,
         "downsample_rate": 2,
         "default_fps": 15.0,
+        "resize": None,
         "max_seq_len": 64,
         "multiple": 6,  # of the loader's 3 and the coarsest stride 2
         "max_time": 4608,
@@ -45,6 +48,23 @@ def test_written_manifest_reads_back(tmp_path):
     # The SHA-256 of "abc", as every description of the algorithm gives it.
     assert entry["sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert (entry["size"], entry["format"], entry["dtype"]) == (3, "safetensors", "float32")
+
+
+def test_a_resized_video_has_one_frame_per_position():
+    config = artifacts.tiny_config()
+    dataset = DatasetSettings(num_classes=3, max_seq_len=64, feat_stride=8, num_frames=16, resize=True)
+    spec = manifests.feature_spec(dataclasses.replace(config, dataset=dataset))
+    assert (spec["resize"], spec["stride"], spec["num_frames"], spec["downsample_rate"]) == (64, 1, 1, 1)
+
+
+def test_artifact_of_a_detector_that_does_not_tell_classes_apart(tmp_path):
+    config = artifacts.tiny_config()
+    model = dataclasses.replace(config.model, cls_head=dataclasses.replace(config.model.cls_head, num_classes=1))
+    config = dataclasses.replace(
+        config, model=model, dataset=dataclasses.replace(config.dataset, class_agnostic=True, num_classes=3)
+    )
+    artifacts.write_run(tmp_path / "run", artifacts.tiny_detector(config), config)
+    assert deploy.export(tmp_path / "run", tmp_path / "artifact", formats=[])["classes"] == ["action"]
 
 
 def test_artifact_of_a_run():

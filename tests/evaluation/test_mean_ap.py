@@ -1,5 +1,6 @@
 """mAP against the published evaluator's outputs, a plain loop, real data sets' figures, and a clock."""
 
+import itertools
 import json
 import math
 import os
@@ -127,6 +128,23 @@ def plain_loop(videos, predictions, threshold, keep_duplicates):
     return ap
 
 
+def plain_recall(videos, predictions, threshold, multiple):
+    """Mean over classes, one class of one video after the other; each video's predictions carry its id."""
+    found_of, total_of = {}, {}
+    for video in videos:
+        own = zip(video.segments_N2.tolist(), video.labels_N.tolist())
+        p = predictions.get(video.id)
+        for label, segments in itertools.groupby(sorted(own, key=lambda row: row[1]), key=lambda row: row[1]):
+            segments = [segment for segment, _ in segments]
+            mine = [] if p is None else zip(p.segments_N2.tolist(), p.labels_N.tolist(), p.scores_N.tolist())
+            mine = [(segment, score) for segment, c, score in mine if c == label][::-1]
+            mine = sorted(mine, key=lambda row: -row[1])[: multiple * len(segments)]
+            hits = sum(any(iou(segment, s) >= threshold for s, _ in mine) for segment in segments)
+            found_of[label] = found_of.get(label, 0) + hits
+            total_of[label] = total_of.get(label, 0) + len(segments)
+    return np.mean([found_of[label] / total_of[label] for label in total_of])
+
+
 def rows(*columns, max_size):
     return st.lists(st.tuples(*columns), max_size=max_size)
 
@@ -154,6 +172,21 @@ def test_equals_a_plain_loop(truths, detections, keep_duplicates):
     result = mean_average_precision(videos, predictions, thresholds, keep_duplicates=keep_duplicates)
     assert result.labels_C.tolist() == list(expected[0])
     np.testing.assert_allclose(result.ap_KC, [list(ap.values()) for ap in expected], rtol=1e-12, atol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TRUTHS, min_size=1, max_size=3), st.lists(FOUND, max_size=4))
+def test_recall_equals_a_plain_loop(truths, detections):
+    videos = [truth(f"v{i}", t) for i, t in enumerate(truths)]
+    predictions = {f"v{i}": found(d) for i, d in enumerate(detections)}
+    if not any(truths):
+        return
+    thresholds = [1.0, 0.25, 0.5]
+    result = mean_average_precision(videos, predictions, thresholds, keep_duplicates=True, recall_at=(1, 3))
+    for multiple, values in result.recall.items():
+        expected = [plain_recall(videos, predictions, t, multiple) for t in thresholds]
+        np.testing.assert_allclose(values, expected, rtol=1e-12)
+    assert list(result.recall) == [1, 3]
 
 
 @settings(max_examples=50, deadline=None)
@@ -246,17 +279,17 @@ def many(num_videos, per_video, num_classes, seed=0):
     return videos, predictions
 
 
-def test_half_a_million_predictions_of_200_classes_take_less_than_a_second():
+def test_half_a_million_predictions_of_200_classes_take_less_than_a_third_of_a_second():
     videos, predictions = many(5000, 100, 200)
     thresholds = np.linspace(0.5, 0.95, 10)
     seconds = []
-    for _ in range(2):
+    for _ in range(5):  # the least counts: neighbours on the same core make the processor's time longer
         start = time.process_time()
         result = mean_average_precision(videos, predictions, thresholds)
         seconds.append(time.process_time() - start)
     assert result.num_predictions == 500_000
     assert 0.1 < result.average < 0.9
-    assert min(seconds) < 1.0
+    assert min(seconds) < 0.3
 
 
 @pytest.mark.skipif(not RDFA_DATA, reason="needs RDFA_DATA")

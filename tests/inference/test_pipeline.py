@@ -72,6 +72,14 @@ def test_segments_end_with_the_video(open_dataset, duration, end):
     assert found.segments_N2.tolist() == [[pytest.approx((2 * 4 + 8) / 10), pytest.approx(end)]]
 
 
+@pytest.mark.parametrize("duration", [8.0, None])
+def test_seconds_of_a_resized_video_spread_over_its_duration(open_dataset, duration):
+    """32 positions over 8 seconds: given, or what 17 clips cover at 10 frames per second."""
+    (found,) = run(open_dataset([17], duration=duration, resize=True)).values()
+    seconds = (duration or (16 * 4 + 16) / 10) / MAX_SEQ_LEN
+    np.testing.assert_allclose(found.segments_N2, [[(2 + 0.5) * seconds, (7 + 0.5) * seconds]], rtol=1e-6)
+
+
 def test_videos_are_padded_by_the_rule_and_batched_by_length(open_dataset):
     seen = []
 
