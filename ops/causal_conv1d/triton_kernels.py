@@ -12,7 +12,7 @@ channels of one step (U = V), or, SPLIT, the U steps of one channel (U = T), whi
 import triton
 import triton.language as tl
 
-from ops.selective_scan.triton_common import join_steps, split_steps
+from ops.selective_scan.triton_common import join_steps, sigmoid, split_steps
 
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is base 2
 
@@ -109,13 +109,6 @@ def convolve(x, i: tl.constexpr, weight, bias, W: tl.constexpr):
     for lag in tl.static_range(W):
         y = tl.fma(weight[lag], x[i - lag], y)
     return y
-
-
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)) as a squared reciprocal root: a quotient takes three more instructions to guard its range."""
-    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
-    return root * root
 
 
 @triton.jit

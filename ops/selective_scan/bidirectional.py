@@ -93,11 +93,11 @@ def _backward(grad_y, u, delta, A, B, C, D, z, delta_bias, states):
     du, ddelta = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (u, delta))
     dz = torch.empty(u.shape, dtype=z.dtype, device=z.device)
     grad_y = grad_y.reshape(S, 2, E, L).transpose(0, 1)
-    dA, dBC, dD, dbias = launch.backward(
+    dA, dB, dC, dD, dbias = launch.backward(
         grad_y, None, u, delta, A, B[:, :, None], C[:, :, None], D, z, delta_bias, states, du, ddelta, dz,
         softplus=True,
     )  # fmt: skip
-    dB, dC = (m[:, :, 0].to(B.dtype) for m in dBC)
+    dB, dC = (m[:, :, 0].to(B.dtype) for m in (dB, dC))
     dz = dz.view(2, S, E // len(A), len(A), L).sum(2)
     return du, ddelta, dA, dB, dC, dD, dz, dbias
 

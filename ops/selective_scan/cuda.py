@@ -35,15 +35,14 @@ def forward_train(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
 
 def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, states):
     y = library.empty_bdl(u)
-    last_state = torch.empty(*u.shape[:2], A.shape[1], dtype=torch.float32, device=u.device)
     if u.numel() == 0:
-        return y, last_state.zero_()
+        return y, torch.zeros(*u.shape[:2], A.shape[1], dtype=torch.float32, device=u.device)
     B, C = (_grouped(m, count_groups(B, C, u.shape[1]), u) for m in (B, C))
-    launch.forward(
+    last_state = launch.forward(
         u[None], delta[None], A, B[None], C[None], D, None if z is None else z[None], delta_bias, y[None],
-        softplus=delta_softplus, reverse=reverse, last_state=last_state, states=states,
+        softplus=delta_softplus, reverse=reverse, states=states, last=True,
     )  # fmt: skip
-    return y, last_state
+    return y, last_state.t().reshape(*u.shape[:2], A.shape[1])
 
 
 def backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, reverse):
@@ -53,9 +52,9 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, state
         return tuple(result.zero_() for result in results)
     du, ddelta, _, dB, dC, dD, dz, dbias = results
     projections = [_grouped(m, count_groups(B, C, u.shape[1]), u) for m in (B, C)]
-    dA, (dB_grouped, dC_grouped), dD_all, dbias_all = launch.backward(
+    dA, dB_grouped, dC_grouped, dD_all, dbias_all = launch.backward(
         grad_y[None], grad_last_state, u[None], delta[None], A, *(m[None] for m in projections), D,
-        None if z is None else z[None], delta_bias, states[None],
+        None if z is None else z[None], delta_bias, states,
         du[None], ddelta[None], None if z is None else dz[None], softplus=delta_softplus, reverse=reverse,
     )  # fmt: skip
     dB.copy_(_ungrouped(dB_grouped[0], B))

@@ -2,7 +2,9 @@
 
 Letters: R rows (channels of one sequence) of a tile, LT lanes along time for each row, M = R LT the tile's threads;
 V time steps of one 16-byte access, K accesses of a lane in turn, T = K V the steps of a lane, BLOCK = LT T those of a
-tile in one turn; N states. A thread holds T steps of one row and all N states of it in registers.
+tile in one turn; N states. A thread holds T steps of one row in registers.
+
+Programs take `segment` blocks of a row each: all of them, or fewer where rows alone do not fill the device.
 
 One launch takes `directions` (1 or 2) times `batch` sequences. The second direction reads time from the other end, in
 place: `backwards` is a number that each program works out, and steps change places in registers. Channels may be
@@ -21,7 +23,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is base 2
 
 # Arguments whose value must not make Triton compile anew.
-SIZES = ["L", "batch", "channels", "groups", "shared", "reverse"]
+SIZES = ["L", "batch", "channels", "groups", "shared", "reverse", "rows", "segment", "segments", "ALL", "h_s"]
 SIZES += [f"{name}_{axis}" for name in ("u", "delta", "z", "y", "dy", "du", "ddelta", "dz") for axis in "rbd"]
 SIZES += [f"{name}_{axis}" for name in "BC" for axis in "rbgnt"]
 
@@ -57,10 +59,8 @@ def locate(batch, channels, groups, shared, reverse, R: tl.constexpr, LT: tl.con
 
 @triton.jit
 def rows_of(ptr, direction, b, row, r_stride, b_stride, d_stride, UNIT: tl.constexpr):
-    """Where each thread's row begins; None for a tensor that is not there."""
-    if ptr is not None:
-        ptr = ptr + (direction * r_stride + b * b_stride + row * d_stride) * UNIT
-    return ptr
+    """Where each thread's row begins."""
+    return ptr + (direction * r_stride + b * b_stride + row * d_stride) * UNIT
 
 
 @triton.jit
@@ -152,13 +152,9 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
-
-
-@triton.jit
-def load_A(A_ptr, row, n: tl.constexpr, ALL: tl.constexpr):
-    """Column n of A for each thread's row, such that exp(dt A) = exp2(dt load_A)."""
-    return tl.load(A_ptr + row * ALL + n) * LOG2E
+    """1 / (1 + exp(-x)) as a squared reciprocal root: a quotient takes three more instructions to guard its range."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
+    return root * root
 
 
 @triton.jit
@@ -168,47 +164,105 @@ def combine_lanes(p0, s0, p1, s1):
 
 
 @triton.jit
-def first_quad(BC_ptr, block, lane, N: tl.constexpr, BLOCK: tl.constexpr):
-    """Where each thread's part of packed block `block` begins, [M, 4]."""
-    return BC_ptr + block * (2 * N * BLOCK) + (lane * 4)[:, None] + tl.arange(0, 4)[None, :]
+def packed_block(BC_ptr, block, N, BLOCK: tl.constexpr):
+    """Where packed block `block` begins: B of the first state, C of it, B of the second ..."""
+    return BC_ptr + block * N * (2 * BLOCK)
 
 
 @triton.jit
-def load_quads(quad, start: tl.constexpr, M: tl.constexpr, LT: tl.constexpr, T: tl.constexpr):
-    """The T steps of one row of B or C, `start` floats after `quad`.
+def load_packed(packed, lane, M: tl.constexpr, LT: tl.constexpr, T: tl.constexpr):
+    """The T steps of each lane from the row of B or C at `packed`.
 
     Each access takes 4 steps, and those of neighbouring lanes are neighbours: all are full lines of the cache.
     """
     steps = ()
     for i in tl.static_range(T // 4):
-        steps = steps + split_steps(tl.load(quad + (start + i * LT * 4)), M, 4, False)
+        at = (lane * 4)[:, None] + tl.arange(0, 4)[None, :] + i * (LT * 4)
+        steps = steps + split_steps(tl.load(packed + at), M, 4, False)
     return steps
+
+
+@triton.jit
+def packed_places(block, N, g, n, L, backwards, LT: tl.constexpr, T: tl.constexpr):
+    """Of states n [n, 1] and all steps of a block: the time of each step, whether it exists, and where it is packed.
+
+    Packed blocks are [N, 2, T / 4, LT, 4], in the order of the recurrence.
+    """
+    BLOCK: tl.constexpr = LT * T
+    i = tl.arange(0, BLOCK)[None, :]
+    t = g * BLOCK + i
+    inside = (n < N) & (t < L)
+    place = (block * N + n) * (2 * BLOCK) + i % T // 4 * (LT * 4) + i // T * 4 + i % 4
+    return tl.where(backwards, L - 1 - t, t), inside, place
 
 
 @triton.jit(do_not_specialize=SIZES)
 def pack_kernel(
-    B_ptr, C_ptr, BC_ptr, L, batch, groups, reverse,
+    B_ptr, C_ptr, BC_ptr, L, N, batch, groups, reverse,
     B_r, B_b, B_g, B_n, B_t, C_r, C_b, C_g, C_n, C_t,
-    N: tl.constexpr, N_POWER: tl.constexpr, LT: tl.constexpr, T: tl.constexpr,
+    STATES: tl.constexpr, LT: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """B and C of one block: [N, t] each -> float32 [2N, T / 4, LT, 4], in the order of the recurrence, 0 beyond L."""
-    BLOCK: tl.constexpr = LT * T
-    blocks = tl.cdiv(L, BLOCK)
+    """B and C [directions, batch, groups, N, L] -> float32 blocks, 0 beyond L."""
+    blocks = tl.cdiv(L, LT * T)
     block = tl.program_id(0).to(tl.int64)
     sequence_group = block // blocks
     g = sequence_group % groups
     sequence = sequence_group // groups
     direction = sequence // batch
     b = sequence % batch
-    n = tl.arange(0, N_POWER).to(tl.int64)[:, None]
-    i = tl.arange(0, BLOCK)[None, :]
-    t = block % blocks * BLOCK + i
-    inside = (n < N) & (t < L)
-    t = tl.where(direction != reverse, L - 1 - t, t)
-    out = BC_ptr + block * (2 * N * BLOCK) + n * BLOCK + i % T // 4 * (LT * 4) + i // T * 4 + i % 4
+    n = (tl.program_id(1) * STATES + tl.arange(0, STATES)).to(tl.int64)[:, None]
+    t, inside, place = packed_places(block, N, block % blocks, n, L, direction != reverse, LT, T)
     B_rows = B_ptr + direction * B_r + b * B_b + g * B_g
     C_rows = C_ptr + direction * C_r + b * C_b + g * C_g
     b_values = tl.load(B_rows + n * B_n + t * B_t, mask=inside, other=0.0)
     c_values = tl.load(C_rows + n * C_n + t * C_t, mask=inside, other=0.0)
-    tl.store(out, b_values.to(tl.float32), mask=n < N)
-    tl.store(out + N * BLOCK, c_values.to(tl.float32), mask=n < N)
+    tl.store(BC_ptr + place, b_values.to(tl.float32), mask=n < N)
+    tl.store(BC_ptr + place + LT * T, c_values.to(tl.float32), mask=n < N)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def unpack_kernel(
+    packed_ptr, dB_ptr, dC_ptr, L, N, batch, groups, reverse,
+    STATES: tl.constexpr, LT: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """The inverse of `pack_kernel`: dB and dC [directions, batch, groups, N, L] from packed blocks."""
+    blocks = tl.cdiv(L, LT * T)
+    block = tl.program_id(0).to(tl.int64)
+    sequence_group = block // blocks
+    direction = sequence_group // groups // batch
+    n = (tl.program_id(1) * STATES + tl.arange(0, STATES)).to(tl.int64)[:, None]
+    t, inside, place = packed_places(block, N, block % blocks, n, L, direction != reverse, LT, T)
+    out = (sequence_group * N + n) * L + t
+    tl.store(dB_ptr + out, tl.load(packed_ptr + place, mask=inside), mask=inside)
+    tl.store(dC_ptr + out, tl.load(packed_ptr + place + LT * T, mask=inside), mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def join_segments_kernel(
+    h_ptr, sum_ptr, A_ptr, start_ptr,
+    N, h_s, rows, shared, segments,
+    FROM_LAST: tl.constexpr, ELEMENTS: tl.constexpr,
+):  # fmt: skip
+    """h [segments, N, rows]: from the state after each segment when it starts from 0, to the one before it.
+
+    The sum of dt over a segment, sum [segments, rows], says how much of a state is left behind it. start [rows, N] or
+    None is the state before the first segment; FROM_LAST goes through them from the last to the first. h_s: the stride
+    of h between segments.
+    """
+    element = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
+    n = element // rows
+    row = element % rows
+    inside = n < N
+    A = tl.load(A_ptr + n * shared + row % shared, mask=inside, other=0.0)
+    h = tl.zeros([ELEMENTS], tl.float32)
+    if start_ptr is not None:
+        h = tl.load(start_ptr + row * N + n, mask=inside, other=0.0)
+    # Segments are few where rows are many: 32 bits hold every offset.
+    segment = segments - 1 if FROM_LAST else 0
+    for _ in tl.range(0, segments):
+        here = h_ptr + segment * h_s + element
+        end = tl.load(here, mask=inside, other=0.0)
+        sum_dt = tl.load(sum_ptr + segment * rows + row, mask=inside, other=0.0)
+        tl.store(here, h, mask=inside)
+        h = tl.fma(tl.exp2(sum_dt * A), h, end)
+        segment += -1 if FROM_LAST else 1

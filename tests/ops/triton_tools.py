@@ -63,6 +63,13 @@ class Compiled:
         """Instructions that match from their start, predicate apart; "LDG.*128", for example."""
         return len(re.findall(rf"\*/\s+(?:@!?U?P\w+ )?{pattern}", self.sass))
 
+    def loops(self) -> list[int]:
+        """The number of instructions in each loop, those of loops within it included, in the order of their ends."""
+        addresses = {int(m[1], 16): m[2] for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", self.sass)}
+        targets = {at: re.search(r"\bBRA\b.*0x([0-9a-f]+)", text) for at, text in addresses.items()}
+        ranges = [(int(target[1], 16), at) for at, target in targets.items() if target and int(target[1], 16) < at]
+        return [sum(first <= at <= last for at in addresses) for first, last in ranges]
+
 
 def compile_launches(capability: int, call) -> list[Compiled]:
     """Compiles what `call` launches for GPUs of a compute capability (90 stands for 9.0), and launches nothing.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ops.selective_scan import bidirectional, cuda, launch
+from ops.selective_scan import bidirectional, cuda, tiles
 from ops.selective_scan.reference import selective_scan_reference
 from ops.selective_scan.tiles import FORWARD_TILES
 from tests.ops import triton_tools
@@ -55,7 +55,7 @@ def check(shape, kind="BNL", softplus=True, reverse=False, only=None, dy_layout=
 
 @pytest.fixture(params=FORWARD_TILES, ids=lambda tile: f"{tile.rows}x{tile.lanes}")
 def tile(request, monkeypatch):
-    monkeypatch.setattr(launch, "forward_tile", lambda *sizes: request.param)
+    monkeypatch.setattr(tiles, "forward_tile", lambda *sizes: request.param)
     return request.param
 
 
@@ -69,6 +69,14 @@ def test_values_and_gradients(shape, dtype):
 def test_every_tile(tile, length, dtype):
     """Lengths that leave accesses incomplete, that fill every block, and that fill accesses but not blocks."""
     check((1, 3, 1, length), dtype=dtype, reverse=length == 272)
+
+
+@pytest.mark.parametrize("length, blocks", [(150, 2), (33, 1)])
+def test_segments(monkeypatch, length, blocks):
+    """Cut into segments, a sequence gives what it gives in one piece, up to rounding; the last one may be shorter."""
+    monkeypatch.setattr(tiles, "segment", lambda *sizes: blocks)
+    check((1, 3, 2, length))
+    check((1, 3, 17, length), reverse=True)
 
 
 def test_repeats_to_the_last_bit():
