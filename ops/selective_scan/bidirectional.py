@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ops import library
-from ops.selective_scan import cuda, launch
+from ops.selective_scan import launch
 from ops.selective_scan.op import selective_scan
 
 
@@ -30,16 +30,18 @@ def bidirectional_scan(
     Returns:
         y [S,2E,L] in u's dtype; the state and all sums are float32.
 
-    One kernel on a GPU with Triton, for float32, float16 and bfloat16; a call of `selective_scan` for each direction
-    and branch elsewhere. Differentiable once in every argument; results and gradients repeat to the last bit.
+    One kernel on a GPU with Triton, for float32, float16 and bfloat16; elsewhere, and in graphs that are traced or
+    exported, a call of `selective_scan` for each direction and branch. Differentiable once in every argument; results and gradients repeat to the last bit.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or device.
 
     Source: RDFA-S6, arXiv 2407.13078; that branches share B and C is what its published code computes.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias)
-    if not cuda.supports(u, delta, B, C, z):
+    recorded = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if not torch.jit.is_tracing():
+        _check(u, delta, A, B, C, D, z, delta_bias)
+    if recorded or not library.runs_triton(u, delta, B, C, z):
         return _composed(u, delta, A, B, C, D, z, delta_bias)
     inputs = u, delta, A.float(), B, C, D.float(), z, delta_bias.float()
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):

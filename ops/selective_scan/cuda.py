@@ -3,23 +3,11 @@
 Where Triton interprets its kernels, CPU tensors are taken as well.
 """
 
-import importlib.util
-
 import torch
-from torch import Tensor
 
 from ops import library
 from ops.selective_scan import launch
 from ops.selective_scan.layout import count_groups, empty_gradients
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def supports(*tensors: Tensor | None) -> bool:
-    """Whether these arguments go to the Triton kernels: all on the GPU in one of DTYPES, with Triton installed."""
-    fits = all(t is None or (t.device.type == "cuda" and t.dtype in DTYPES) for t in tensors)
-    return fits and HAS_TRITON and library.available()
 
 
 def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):

@@ -62,7 +62,7 @@ def selective_scan(
     """
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     _check(*inputs)
-    if cuda.supports(u, delta, B, C, z) or library.runs_native(u, delta, B, C, z):
+    if library.runs_triton(u, delta, B, C, z) or library.runs_native(u, delta, B, C, z):
         y, last_state = _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
         return (y, last_state) if return_last_state else y
     return selective_scan_reference(*inputs, delta_softplus, return_last_state, reverse)
@@ -174,7 +174,7 @@ def _backward(ctx, grad_y, grad_last_state, grad_states=None):
 
 
 if library.loaded():
-    if cuda.HAS_TRITON:
+    if library.HAS_TRITON:
         torch.library.impl("rdfa::selective_scan", "CUDA", cuda.forward)
         torch.library.impl("rdfa::selective_scan_train", "CUDA", cuda.forward_train)
         torch.library.impl("rdfa::selective_scan_backward", "CUDA", cuda.backward)

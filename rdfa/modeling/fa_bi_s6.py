@@ -5,8 +5,11 @@ aggregated*: several causal depthwise convolutions of different widths read the 
 one projection joins all scans of both directions.
 
 Shape suffixes: B batch, L sequence length, C channels of the block's input (d_model), D inner channels (expand x
-d_model), N states per channel, R rank of delta, E = 2 x number of widths x D. Activations are channels-last in memory;
-operators take them as [B, D, L] views.
+d_model), N states per channel, R rank of delta, E = 2 x number of widths x D (K D of one
+direction), 2 directions.
+
+On a CPU activations are channels-last in memory, and operators take them as [B, D, L] views. On a GPU time is adjacent
+inside the block, as its kernels want it; there one launch does all convolutions and one all scans.
 """
 
 import math
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ops import causal_conv1d, selective_scan
+from ops import bidirectional_conv1d, bidirectional_scan, causal_conv1d, selective_scan
 
 # Widths of the convolutions where features are aggregated (the stem), and of the only one elsewhere (the branch).
 AGGREGATED = (2, 3, 4)
@@ -63,10 +66,15 @@ class FeatureAggregatedBiS6(nn.Module):
         self.dt_proj.bias.copy_(dt_D + torch.log(-torch.expm1(-dt_D)))  # inverse of softplus
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        return self.out_proj(self.scans(x_BLC))
+        y_BLE = self.scans(x_BLC)
+        if x_BLC.is_cuda:
+            return torch.bmm(y_BLE, self.out_proj.weight.t().expand(len(y_BLE), -1, -1))
+        return self.out_proj(y_BLE)
 
     def scans(self, x_BLC: Tensor) -> Tensor:
         """The gated scans of both directions and all widths, which `out_proj` joins: x_BLC -> y_BLE."""
+        if x_BLC.is_cuda:
+            return self._fused_scans(x_BLC)
         x_fwd, z_fwd, x_bwd, z_bwd = self.in_proj(x_BLC).split(self.d_inner, dim=-1)
         return torch.cat([*self._direction(x_fwd, z_fwd, False), *self._direction(x_bwd, z_bwd, True)], dim=-1)
 
@@ -98,6 +106,27 @@ class FeatureAggregatedBiS6(nn.Module):
             )
             outputs.append(y_BDL.transpose(1, 2))
         return outputs
+
+    def _fused_scans(self, x_BLC: Tensor) -> Tensor:
+        batch, length, _ = x_BLC.shape
+        xz_B4DL = _product(self.in_proj.weight, x_BLC.transpose(1, 2))
+        x_2BDL, z_2BDL = xz_B4DL.unflatten(1, (2, 2, self.d_inner)).permute(2, 1, 0, 3, 4)
+        weights, biases = zip(*((conv.weight.squeeze(1), conv.bias) for conv in self.conv1ds))
+        u_2BEL = bidirectional_conv1d(x_2BDL, weights, biases)
+        dt_rows, BC_rows = self.x_proj.weight.split([self.dt_rank, 2 * self.d_state])
+        dt = _product(dt_rows, u_2BEL.reshape(-1, self.d_inner, length))
+        delta_2BEL = _product(self.dt_proj.weight, dt).reshape(2, batch, -1, length)
+        BC = _product(BC_rows, u_2BEL[:, :, : self.d_inner].flatten(0, 1)).unflatten(0, (2, batch))
+        B_2BNL, C_2BNL = BC.split(self.d_state, dim=2)
+        A_DN = -torch.exp(_at_least_float32(self.A_log))
+        D_D, delta_bias_D = _at_least_float32(self.D), _at_least_float32(self.dt_proj.bias)
+        y_BEL = bidirectional_scan(u_2BEL, delta_2BEL, A_DN, B_2BNL, C_2BNL, D_D, z_2BDL, delta_bias_D)
+        return y_BEL.transpose(1, 2)
+
+
+def _product(weight: Tensor, x_BDL: Tensor) -> Tensor:
+    """weight @ x for each x of the batch, with time adjacent in memory."""
+    return torch.bmm(weight.expand(len(x_BDL), -1, -1), x_BDL)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

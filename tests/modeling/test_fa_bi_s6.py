@@ -174,3 +174,19 @@ def test_other_dtypes_stay_near_float32(dtype):
         actual = block.to(dtype)(x.to(dtype))
     assert actual.dtype == dtype
     assert relative_l2(actual, expected) < (2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("widths", [AGGREGATED, SINGLE], ids=str)
+@pytest.mark.parametrize("length", [1, 7, 40])
+def test_the_form_for_gpus_is_the_same(widths, length):
+    """One launch for all convolutions and one for all scans; composed of single ones on a CPU."""
+    torch.manual_seed(0)
+    block = FeatureAggregatedBiS6(16, widths).double()
+    x = torch.randn(3, length, 16, dtype=torch.float64, requires_grad=True)
+    y, fused = block.scans(x), block._fused_scans(x)
+    assert fused.shape == y.shape
+    torch.testing.assert_close(fused, y, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(y)
+    parameters = [x, *(p for name, p in block.named_parameters() if name != "out_proj.weight")]
+    for expected, value in zip(*(torch.autograd.grad((out * weights).sum(), parameters) for out in (y, fused))):
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
