@@ -31,9 +31,15 @@ from pathlib import Path
 
 from rdfa import cli
 from rdfa.config import Config, add_flags, from_args, from_text
+from rdfa.training.session import one_voice
 
 
 def main(argv: list[str] | None = None) -> None:
+    with one_voice():
+        _main(argv)
+
+
+def _main(argv: list[str] | None) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument(
