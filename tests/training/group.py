@@ -15,7 +15,10 @@ from tests.training.tiny import forkserver
 
 
 def run_group(world: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """`function(*args)` in `world` processes; what each returned, by rank. What each wrote is in `folder`/RANK.log."""
+    """`function(*args)` in `world` processes; what each returned, by rank; None for one that was killed.
+
+    What each wrote is in `folder`/RANK.log.
+    """
     folder.mkdir(exist_ok=True)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's part
     context = forkserver()
@@ -27,7 +30,8 @@ def run_group(world: int, folder: Path, function: Callable[..., Any], *args: Any
     for process in processes:
         process.join(timeout=120)
     assert not any(process.is_alive() for process in processes), [p.kill() for p in processes]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    paths = [folder / f"{rank}.pt" for rank in range(world)]
+    return [torch.load(path, weights_only=True) if path.exists() else None for path in paths]
 
 
 def exit_code(argv: list[str]) -> int:

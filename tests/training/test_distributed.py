@@ -1,6 +1,8 @@
 """Several processes are one: gradients, random numbers, data, evaluation and errors. All on CPUs, joined by gloo."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -19,17 +21,22 @@ def dataset(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("data"))
 
 
+def tiny(dataset, run_dir, *params):
+    return flags(dataset, run_dir, "Training.device = 'cpu'", *params)
+
+
 def one_step(config, run_dir, batch):
-    """Losses, gradients and generator after the step on batch number `batch` of the first epoch."""
-    with joined(resolve_device("cpu")) as processes:
+    """Losses, gradients, weights and generator after the step on batch number `batch` of the first epoch."""
+    torch.backends.cudnn.allow_tf32 = False
+    with joined(resolve_device(config.engine.training.device)) as processes:
         trainer = Trainer(config, run_dir, processes)
         for module in trainer.model.modules():
             if isinstance(module, AffineDropPath):
                 module.scale.data.fill_(1.0)  # at their start, 1e-4, they would hide the blocks
         trainer.batch = batch
         values = trainer._iteration(next(trainer.loader.epoch(1, start=batch)))
-        gradients = {name: p.grad for name, p in trainer.model.named_parameters()}
-        weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
+        gradients = {name: p.grad.cpu() for name, p in trainer.model.named_parameters()}
+        weights = {name: p.detach().cpu() for name, p in trainer.model.named_parameters()}
         return {"values": values, "gradients": gradients, "weights": weights, "rng": torch.get_rng_state()}
 
 
@@ -45,7 +52,7 @@ CASES = (  # videos per batch, processes, parts, number of the batch (of ten vid
 def test_gradients_are_those_of_one_process(dataset, tmp_path, batch_size, world, accumulate, batch):
     def config(accumulate):
         params = (f"Loader.batch_size = {batch_size}", f"Training.accumulate = {accumulate}")
-        argv = flags(dataset, "", *params, "Training.clip_grad_l2norm = 0.0", "Training.device = 'cpu'")
+        argv = tiny(dataset, "", *params, "Training.clip_grad_l2norm = 0.0")
         return load([argv[1]], argv[5::2])
 
     whole = one_step(config(1), tmp_path, batch)
@@ -63,7 +70,7 @@ def test_gradients_are_those_of_one_process(dataset, tmp_path, batch_size, world
 
 
 def test_evaluation_by_any_number_of_processes(dataset, tmp_path):
-    argv = flags(dataset, tmp_path / "run", "Training.device = 'cpu'")
+    argv = tiny(dataset, tmp_path / "run")
     train(load([argv[1]], argv[5::2]), tmp_path / "run")
     measure, files = ["--run_dir", str(tmp_path / "run"), "--mode", "test"], []
     for world in (1, 2, 3):  # two test videos, so the third process has none
@@ -74,11 +81,12 @@ def test_evaluation_by_any_number_of_processes(dataset, tmp_path):
         files.append([(tmp_path / "run" / name).read_bytes() for name in ("test.json", "detections.json")])
     assert files[0] == files[1] == files[2]
     assert json.loads(files[0][0])["num_predictions"] > 0
-    assert (tmp_path / "3" / "1.log").read_text() == (tmp_path / "3" / "2.log").read_text() == ""
+    assert ["test [2/2]" in said(tmp_path / str(world), world)[0] for world in (1, 2, 3)] == [True, False, False]
+    assert said(tmp_path / "3", 3)[1:] == ["", ""]  # the main process alone speaks
 
 
 def test_trained_by_two_evaluated_and_continued_by_one(dataset, tmp_path):
-    argv = flags(dataset, tmp_path / "run", "Training.max_epochs = 2", "LinearWarmupCosineAnnealingLR.T_max = 3")
+    argv = tiny(dataset, tmp_path / "run", "Training.max_epochs = 2", "LinearWarmupCosineAnnealingLR.T_max = 3")
     assert run_group(2, tmp_path / "group", exit_code, argv) == [0, 0], (tmp_path / "group" / "0.log").read_text()
     assert [(line["kind"], line["step"]) for line in metrics(tmp_path / "run")] == [
         *(("train", 5), ("eval", 5), ("train", 10), ("eval", 10))
@@ -106,7 +114,7 @@ def errors(folder, world):
     ),
 )
 def test_one_error_of_all(dataset, tmp_path, param, code, message):
-    argv = flags(dataset, tmp_path / "run", param, "Training.clip_grad_l2norm = 0.0")
+    argv = tiny(dataset, tmp_path / "run", param, "Training.clip_grad_l2norm = 0.0")
     assert run_group(2, tmp_path / "group", exit_code, argv) == [code] * 2
     (line,) = errors(tmp_path / "group", 2)
     assert line.startswith("error: ") and message in line
@@ -117,7 +125,28 @@ def test_error_of_one_ends_all(dataset, tmp_path):
     broken = make_dataset(tmp_path / "data")
     path = sorted((broken / "features").iterdir())[3]
     path.write_bytes(path.read_bytes()[:200])
-    codes = run_group(2, tmp_path / "group", exit_code, flags(broken, tmp_path / "run"))
+    codes = run_group(2, tmp_path / "group", exit_code, tiny(broken, tmp_path / "run"))
     assert codes == [1, 1]
     (line,) = errors(tmp_path / "group", 2)
     assert line.startswith("error: ") and path.name in line
+
+
+def killed_at(iteration, argv, victim):
+    """The training of `argv`, in which process `victim` is killed before that iteration."""
+    original = Trainer._iteration
+
+    def step(self, batch):
+        if self.processes.rank == victim and self.step + 1 == iteration:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch)
+
+    Trainer._iteration = step
+    return exit_code(argv)
+
+
+def test_survivors_say_what_to_do(dataset, tmp_path):
+    argv = tiny(dataset, tmp_path / "run", "Training.checkpoint_every = 1", "Loader.batch_size = 3")
+    assert run_group(3, tmp_path / "group", killed_at, 3, argv, 1) == [1, None, 1]
+    (line,) = errors(tmp_path / "group", 3)
+    assert line.startswith("error: another process of this training is gone; start again to continue")
+    assert RunDirectory(tmp_path / "run").checkpoint("latest").name == "step_00000002"

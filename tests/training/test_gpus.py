@@ -1,0 +1,52 @@
+"""Training and evaluation on two GPUs, joined by nccl."""
+
+import pytest
+import torch
+
+from rdfa.config import load
+from tests.training.group import exit_code, run_group
+from tests.training.test_distributed import one_step
+from tests.training.tiny import flags, make_dataset, metrics
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def tiny(dataset, run_dir, *params):
+    return flags(dataset, run_dir, "Training.device = 'cuda'", *params)
+
+
+def test_gradients_are_those_of_one_gpu(dataset, tmp_path):
+    argv = tiny(dataset, "", "Loader.batch_size = 5", "Training.clip_grad_l2norm = 0.0")
+    config = load([argv[1]], argv[5::2])
+    (whole,) = run_group(1, tmp_path / "one", one_step, config, tmp_path, 0)
+    for result in run_group(2, tmp_path / "two", one_step, config, tmp_path, 0):
+        for name, gradient in result["gradients"].items():
+            torch.testing.assert_close(gradient, whole["gradients"][name], rtol=0, atol=1e-6, msg=name)
+        assert result["values"] == pytest.approx(whole["values"], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ("bfloat16", "float16"))
+def test_half_precision_trains_resumes_and_is_evaluated(dataset, tmp_path, precision):
+    params = (f"Training.precision = '{precision}'", "Training.recompute_stem = True", "Training.accumulate = 2")
+    argv = tiny(dataset, tmp_path / "run", "Loader.batch_size = 5", "LinearWarmupCosineAnnealingLR.T_max = 2", *params)
+    for epochs in (1, 2):
+        more = ["--gin_param", f"Training.max_epochs = {epochs}"]
+        codes = run_group(2, tmp_path / f"epoch{epochs}", exit_code, [*argv, *more])
+        assert codes == [0, 0], (tmp_path / f"epoch{epochs}" / "0.log").read_text()
+    assert [line["step"] for line in metrics(tmp_path / "run", "train")] == [2, 4]
+    found = []
+    for world in (1, 2):
+        codes = run_group(
+            world, tmp_path / f"on{world}", exit_code, ["--run_dir", str(tmp_path / "run"), "--mode", "test"]
+        )
+        assert codes == [0] * world
+        found.append((tmp_path / "run" / "test.json").read_text())
+    assert found[0] == found[1]
