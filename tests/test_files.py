@@ -19,7 +19,7 @@ def test_a_file_appears_when_the_block_ends_and_its_folder_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("error", "raised", "message"),
     [
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
         (OSError(28, "No space left on device"), RunError, "a.json: No space left on device; make room, or name"),
         (OSError("800 requested and 0 written"), RunError, "a.json: 800 requested and 0 written; make room, or name"),
     ],
