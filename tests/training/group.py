@@ -14,10 +14,10 @@ from rdfa import cli
 from tests.training.tiny import forkserver
 
 
-def run_group(world: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:
+def run_group(world: int, folder: Path, function: Callable[..., Any], *args: Any, patience: float = 120) -> list[Any]:
     """`function(*args)` in `world` processes; what each returned, by rank; None for one that was killed.
 
-    What each wrote is in `folder`/RANK.log.
+    What each wrote is in `folder`/RANK.log. They have `patience` seconds.
     """
     folder.mkdir(exist_ok=True)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's part
@@ -28,7 +28,7 @@ def run_group(world: int, folder: Path, function: Callable[..., Any], *args: Any
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=patience)
     assert not any(process.is_alive() for process in processes), [p.kill() for p in processes]
     paths = [folder / f"{rank}.pt" for rank in range(world)]
     return [torch.load(path, weights_only=True) if path.exists() else None for path in paths]
