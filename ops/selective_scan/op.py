@@ -163,10 +163,7 @@ def _backward(ctx, grad_y, grad_last_state, grad_states=None):
         return (None,) * 10
     saved, flags = ctx.saved_tensors, (ctx.delta_softplus, ctx.reverse)  # gradient checkpointing lets them be read once
     inputs = saved[:8]
-    if len(saved) == 9:
-        states = saved[8]
-    else:
-        states = torch.ops.rdfa.selective_scan_train(*inputs, *flags)[2]
+    states = saved[8] if len(saved) == 9 else torch.ops.rdfa.selective_scan_train(*inputs, *flags)[2]
     u = inputs[0]
     if grad_y is None:
         grad_y = u.new_zeros(()).expand(u.shape)

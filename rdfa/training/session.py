@@ -21,7 +21,7 @@ _session = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 def launched() -> bool:
     """Whether this is one of several processes, as torchrun starts them."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def open_store(patience: datetime.timedelta = PATIENCE) -> "Store":

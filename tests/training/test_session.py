@@ -49,6 +49,7 @@ def test_words_of_the_past_are_not_taken_for_the_present(store, monkeypatch):
 
 def several(monkeypatch, store):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(session, "open_store", lambda patience: store)
 
 
