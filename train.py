@@ -14,6 +14,11 @@ Continue after an interruption: the same command again, or just `python train.py
 knows its configuration. Training goes on from the last checkpoint and ends with the same weights as if nothing had
 happened, bit for bit on a CPU. Settings that would make it another training are refused.
 
+Train on the four GPUs of a machine, and start again by itself if a process dies; the batch is divided among them:
+
+    torchrun --standalone --nproc_per_node=4 --max_restarts=3 train.py --gin_file gin/thumos14.gin \\
+        --run_dir runs/thumos14 --gin_param "Loader.batch_size = 8" ...
+
 Measure the best checkpoint of a run on the test subset (writes RUN/test.json and RUN/detections.json):
 
     python train.py --run_dir runs/thumos14 --mode test
@@ -22,7 +27,7 @@ What a run directory holds: config.gin (every setting), classes.json, metrics.js
 evaluation), tensorboard/, and checkpoints/ with the pointers `latest` and `best` (highest average mAP).
 
 Exit codes: 0 success; 2 a wrong flag, setting or file name; 1 a run that failed on what it found (bad data, a damaged
-checkpoint, a loss that is not finite); 130 interrupted.
+checkpoint, a loss that is not finite, another process that is gone); 130 interrupted.
 """
 
 import argparse
@@ -31,9 +36,15 @@ from pathlib import Path
 
 from rdfa import cli
 from rdfa.config import Config, add_flags, from_args, from_text
+from rdfa.training.session import one_voice
 
 
 def main(argv: list[str] | None = None) -> None:
+    with one_voice():
+        _main(argv)
+
+
+def _main(argv: list[str] | None) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
     parser.add_argument(

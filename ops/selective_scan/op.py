@@ -159,13 +159,11 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y, grad_last_state, grad_states=None):
-    *inputs, flags = *ctx.saved_tensors[:8], (ctx.delta_softplus, ctx.reverse)
     if grad_y is None and grad_last_state is None:
         return (None,) * 10
-    if len(ctx.saved_tensors) == 9:
-        states = ctx.saved_tensors[8]
-    else:
-        states = torch.ops.rdfa.selective_scan_train(*inputs, *flags)[2]
+    saved, flags = ctx.saved_tensors, (ctx.delta_softplus, ctx.reverse)  # gradient checkpointing lets them be read once
+    inputs = saved[:8]
+    states = saved[8] if len(saved) == 9 else torch.ops.rdfa.selective_scan_train(*inputs, *flags)[2]
     u = inputs[0]
     if grad_y is None:
         grad_y = u.new_zeros(()).expand(u.shape)

@@ -3,7 +3,7 @@
 Shapes: B videos, C channels, T clips of the feature grid, N actions of a video, 2 = (start, end).
 
 Order and random crops are functions of (Loader.seed, epoch, item) alone: no generator has a state that would have to be
-saved, and the number of workers changes nothing.
+saved, and neither the number of workers nor that of processes that share the batches changes anything.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rdfa.data.annotations import AnnotationSet, Video, spellings
 from rdfa.data.features import FeatureFile, FeatureFinder, check_channels, join_features, load_features
 from rdfa.data.settings import DatasetSettings, LoaderSettings
+from rdfa.data.share import ALL, Share
 from rdfa.data.transforms import (
     crop_segments,
     draw_crop,
@@ -214,11 +215,28 @@ def pad_batch(
     )
 
 
-class EpochSampler(Sampler):
-    """Batches of item keys of one epoch, from a chosen batch on; shuffled anew per epoch, or in order."""
+def padding_batch(channels: int, max_seq_len: int, padding_value: float) -> Batch:
+    """What a process gets of a batch that has too few videos for all: one row of padding, which is no video."""
+    none = torch.zeros(0, channels).T
+    features_BCT, mask_BT = pad_features([none], max_seq_len, padding_value)
+    return Batch(features_BCT, mask_BT, [torch.zeros(0, 2)], [torch.zeros(0, dtype=torch.int64)], [])
 
-    def __init__(self, num_items: int, batch_size: int, shuffle: bool, seed: int):
-        self.num_items, self.batch_size, self.shuffle, self.seed = num_items, batch_size, shuffle, seed
+
+class EpochSampler(Sampler):
+    """Batches of item keys of one epoch, from a chosen batch on; shuffled anew per epoch, or in order.
+
+    Args:
+        num_items: items of the data set.
+        batch_size: items of a batch.
+        shuffle: training: shuffled, and of each batch the rows of `share`, which may be none. Otherwise the items of
+            `share` in order, in batches of their own.
+        seed: of order and crops.
+        share: the part of one of several processes; all of them see the same number of shuffled batches.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, shuffle: bool, seed: int, share: Share = ALL):
+        self.items = list(range(num_items)) if shuffle else list(share.every(num_items))
+        self.batch_size, self.shuffle, self.seed, self.share = batch_size, shuffle, seed, share
         self.set_position(epoch=1, batch=0)
 
     def set_position(self, epoch: int, batch: int) -> None:
@@ -227,15 +245,21 @@ class EpochSampler(Sampler):
 
     def __len__(self) -> int:
         """Batches of a whole epoch. The last one may be smaller: no video is dropped."""
-        return -(-self.num_items // self.batch_size)
+        return -(-len(self.items) // self.batch_size)
+
+    def rows(self, batch: int) -> tuple[range, int]:
+        """Of batch number `batch` of any epoch: the rows that are ours, and how many there are."""
+        total = min(self.batch_size, len(self.items) - batch * self.batch_size)
+        return self.share.rows(total) if self.shuffle else range(total), total
 
     def __iter__(self) -> Iterator[list[ItemKey]]:
-        order = list(range(self.num_items))
+        order = list(self.items)
         if self.shuffle:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
         keys = [ItemKey(index, f"{self.seed}/{self.epoch}/{index}") for index in order]
-        starts = range(self.batch * self.batch_size, self.num_items, self.batch_size)
-        return iter([keys[start : start + self.batch_size] for start in starts])
+        for batch in range(self.batch, len(self)):
+            rows, start = self.rows(batch)[0], batch * self.batch_size
+            yield keys[start + rows.start : start + rows.stop]
 
 
 class Loader:
@@ -248,6 +272,10 @@ class Loader:
         """Batches of an epoch."""
         return len(self._sampler)
 
+    def rows(self, batch: int) -> tuple[range, int]:
+        """Of batch number `batch` of any epoch: the rows that this loader gives, and how many the whole batch has."""
+        return self._sampler.rows(batch)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start` on, the same however often and from wherever they are asked for.
 
@@ -257,20 +285,24 @@ class Loader:
         return _raising(iter(self._batches))
 
 
-def make_loader(dataset: FeatureDataset, settings: LoaderSettings, coarsest_stride: int) -> Loader:
+def make_loader(dataset: FeatureDataset, settings: LoaderSettings, coarsest_stride: int, share: Share = ALL) -> Loader:
     """A loader of `dataset`: shuffled batches for training, single videos in order for evaluation.
 
     Args:
         coarsest_stride: of the detector (`ModelSettings.coarsest_stride`): the length of a batch is a multiple of it.
+        share: what one of several processes gets: in training its rows of each batch of `Loader.batch_size` videos (a
+            `padding_batch` where it has none), in evaluation some of the videos.
     """
     batch_size = settings.batch_size if dataset.training else 1
-    sampler = EpochSampler(len(dataset), batch_size, dataset.training, settings.seed)
+    sampler = EpochSampler(len(dataset), batch_size, dataset.training, settings.seed, share)
     # More workers than processors or batches would only cost memory; the batches do not depend on their number.
     workers = min(settings.num_workers, len(sampler), _processors())
     batches = DataLoader(
         _Outcomes(dataset),
         batch_sampler=sampler,
-        collate_fn=_Collate(dataset.settings.max_seq_len, settings, coarsest_stride, dataset.training),
+        collate_fn=_Collate(
+            dataset.settings.max_seq_len, settings, coarsest_stride, dataset.training, dataset.feature_dim
+        ),
         num_workers=workers,
         pin_memory=settings.pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
@@ -300,8 +332,11 @@ class _Collate:
     settings: LoaderSettings
     coarsest_stride: int
     training: bool
+    channels: int | None
 
     def __call__(self, items: list[dict[str, Any] | Exception]) -> Batch | Exception:
+        if not items:
+            return padding_batch(self.channels, self.max_seq_len, self.settings.padding_value)
         for item in items:
             if isinstance(item, Exception):
                 return item

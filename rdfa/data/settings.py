@@ -72,6 +72,6 @@ class LoaderSettings(Settings):
     pin_memory: bool = setting(False)
     num_workers: int = setting(20, ge=0, doc="0: load in the main process")
     seed: int = setting(1234567891, ge=0)
-    batch_size: int = setting(2, ge=1)
+    batch_size: int = setting(2, ge=1, doc="videos per step of the optimiser, of all processes together")
     padding_value: float = setting(0.0)
     max_div_factor: int = setting(1, ge=1, doc="pad longer videos to a multiple of this and of the coarsest stride")

@@ -4,8 +4,10 @@ Shape suffixes: B batch, T frames of the input, L positions of a pyramid level, 
 channels-last in memory.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from rdfa.modeling.fa_bi_s6 import AGGREGATED, SINGLE, FeatureAggregatedBiS6
 from rdfa.modeling.layers import AffineDropPath, Conv1d, GatePool, MaskedMaxPool, masked
@@ -59,6 +61,9 @@ class DualBiS6Block(nn.Module):
 
     The residual is the block's input x_0 in every pass. The gate pools x as it is, neither normalised nor masked, to
     `GATE_LENGTH` positions; each channel is then one element of a sequence of C vectors of that length.
+
+    With `recompute` the backward computes each pass again instead of keeping what it went through: the same gradients
+    for the memory of one pass, at the price of one more forward.
     """
 
     def __init__(self, settings: StemModuleSettings):
@@ -70,13 +75,20 @@ class DualBiS6Block(nn.Module):
         self.c_mamba = FeatureAggregatedBiS6(GATE_LENGTH, AGGREGATED)
         self.sigmoid = nn.Sigmoid()
         self.drop_path = AffineDropPath(settings.emb_c, settings.drop_path_rate)
+        self.recompute = False
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         residual_BTC = x_BTC
         for _ in range(self.recurrent):
-            y_BTC = masked(self.t_mamba(self.ln(x_BTC)), mask_BT)
-            x_BTC = residual_BTC + self.drop_path(y_BTC * self.gate(x_BTC).unsqueeze(1))
+            if self.recompute and torch.is_grad_enabled():
+                x_BTC = checkpoint(self._pass, x_BTC, residual_BTC, mask_BT, use_reentrant=False)
+            else:
+                x_BTC = self._pass(x_BTC, residual_BTC, mask_BT)
         return x_BTC
+
+    def _pass(self, x_BTC: Tensor, residual_BTC: Tensor, mask_BT: Tensor) -> Tensor:
+        y_BTC = masked(self.t_mamba(self.ln(x_BTC)), mask_BT)
+        return residual_BTC + self.drop_path(y_BTC * self.gate(x_BTC).unsqueeze(1))
 
     def gate(self, x_BTC: Tensor) -> Tensor:
         """The factor of each channel, in (0, 1): x_BTC -> gate_BC.
@@ -93,6 +105,11 @@ class StemModule(nn.Module):
     def __init__(self, settings: StemModuleSettings):
         super().__init__()
         self.blocks = nn.ModuleList(DualBiS6Block(settings) for _ in range(settings.block_n))
+
+    def recompute(self, on: bool) -> None:
+        """Whether the backward computes the passes of the blocks again (see `DualBiS6Block`)."""
+        for block in self.blocks:
+            block.recompute = on
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor) -> Tensor:
         for block in self.blocks:

@@ -4,6 +4,9 @@ Shape suffixes: B batch, L positions in time, C channels, G length of the channe
 channels-last in memory: [B, L, C].
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,20 +79,38 @@ class AffineDropPath(nn.Module):
     """Layer scale and stochastic depth: y = scale x keep / (1 - rate), where keep is 0 with probability `rate`, else 1.
 
     `keep` is drawn per sample and anew in each call; in eval mode y = scale x. The scale (one per channel, shaped
-    [1, C, 1]) starts at 1e-4, so that each block starts as nearly the identity.
+    [1, C, 1]) starts at 1e-4, so that each block starts as nearly the identity. Within `rows_of_batch` the samples are
+    rows of a larger batch.
     """
 
     def __init__(self, num_channels: int, rate: float):
         super().__init__()
         self.scale = nn.Parameter(torch.full((1, num_channels, 1), 1e-4))
         self.rate = rate
+        self.rows: tuple[int, int] | None = None  # (first, total) within `rows_of_batch`
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         y_BLC = x_BLC * self.scale.flatten()
         if not self.training or self.rate == 0.0:
             return y_BLC
-        keep_B11 = torch.rand(x_BLC.shape[0], 1, 1, device=x_BLC.device) >= self.rate
+        first, total = self.rows or (0, x_BLC.shape[0])
+        drawn_B11 = torch.rand(total, 1, 1, device=x_BLC.device)[first : first + x_BLC.shape[0]]
+        keep_B11 = drawn_B11 >= self.rate
         return y_BLC * (keep_B11.to(y_BLC.dtype) / (1.0 - self.rate))
+
+
+@contextlib.contextmanager
+def rows_of_batch(model: nn.Module, first: int, total: int) -> Iterator[None]:
+    """Within it, what `model` is given are the rows from `first` on of a batch of `total`: each `AffineDropPath` draws
+    for the whole batch and keeps those rows, so that a batch is treated alike however it is divided."""
+    paths = [module for module in model.modules() if isinstance(module, AffineDropPath)]
+    for path in paths:
+        path.rows = (first, total)
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.rows = None
 
 
 class MaskedMaxPool(nn.Module):

@@ -22,6 +22,8 @@ FREE_TO_CHANGE = {
     "Training.checkpoint_every",
     "Training.keep_checkpoints",
     "Training.device",
+    "Training.accumulate",  # like the number of processes, these two change how a gradient is computed, not which
+    "Training.recompute_stem",
     "Dataset.annotation_file",  # the same data in another place
     "Dataset.feature_dir",
     "Loader.pin_memory",
@@ -30,24 +32,24 @@ FREE_TO_CHANGE = {
 
 
 def capture_rng() -> dict[str, Any]:
-    """State of all random generators of the process, as tensors and numbers."""
+    """State of all random generators of the process (of its own GPU, where it uses one), as tensors and numbers."""
     algorithm, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
 def restore_rng(state: dict[str, Any]) -> None:
-    """Undo of `capture_rng`. GPUs that the captured process did not have keep their state."""
+    """Undo of `capture_rng`, in a process with any GPU; one without a captured GPU state keeps its own."""
     random.setstate(state["python"])
     algorithm, keys, *rest = state["numpy"]
     np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"]):
-        torch.cuda.set_rng_state(cuda_state, device)
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def seed_everything(seed: int) -> None:

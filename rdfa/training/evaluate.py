@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rdfa.config import Config
 from rdfa.data.annotations import AnnotationSet, load_annotations
@@ -19,17 +18,11 @@ from rdfa.inference.results import write_json, write_results
 from rdfa.modeling.detector import Detector
 from rdfa.run_dir import RunDirectory, load_detector
 from rdfa.training.logging import ProgressReport, say
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that Training.device names; "auto": the GPU where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("Training.device = 'cuda', but torch finds no GPU: use 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+from rdfa.training.processes import ALONE, Processes, joined, resolve_device
 
 
 class Evaluator:
-    """The test subset of a configuration, ready to be detected in.
+    """The test subset of a configuration, ready to be detected in, by several processes together.
 
     With `Dataset.class_agnostic` and no class scores, the actions of all classes are evaluated as one.
 
@@ -38,8 +31,8 @@ class Evaluator:
             not after it.
     """
 
-    def __init__(self, config: Config, annotations: AnnotationSet):
-        self.config = config
+    def __init__(self, config: Config, annotations: AnnotationSet, processes: Processes = ALONE):
+        self.config, self.processes = config, processes
         dataset = FeatureDataset(
             config.dataset, annotations, config.dataset.test_subset, False, config.model.embedding.input_c
         )
@@ -49,7 +42,7 @@ class Evaluator:
                 f"subset {config.dataset.test_subset!r} of {config.dataset.annotation_file} has no action to evaluate "
                 f"against: choose another with Dataset.test_subset"
             )
-        self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride)
+        self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride, processes)
         self.class_names, self.class_scores = annotations.class_names, None
         if config.post.ext_score_file:
             self.class_scores = ClassScores(config.post.ext_score_file, self.class_names, config.dataset.num_classes)
@@ -60,14 +53,18 @@ class Evaluator:
             self.videos = [dataclasses.replace(v, labels_N=np.zeros_like(v.labels_N)) for v in self.videos]
 
     def detections(self, detector: Detector) -> dict[str, Detections]:
-        """Video id -> detections of `detector`, which is in eval mode."""
+        """Video id -> detections of `detector`, which is in eval mode; the same in every process.
+
+        Each process detects in videos of its own, one at a time, so that their number changes nothing.
+        """
         runner, found = run_module(detector), {}
         batches = detect_videos(runner, self.loader.epoch(1), self.config.dataset, self.config.post, self.class_scores)
-        with ProgressReport("test", len(self.videos), every=100) as progress:
+        with ProgressReport("test", len(self.loader), every=100) as progress:
             for video_id, detections in batches:
                 found[video_id] = detections
                 progress.step(f"{len(detections.scores_N)} detections in {video_id}")
-        return found
+        everywhere = {video_id: part for share in self.processes.collect(found) for video_id, part in share.items()}
+        return {video.id: everywhere[video.id] for video in self.videos}  # order decides between equal scores
 
     def evaluate(self, detections: dict[str, Detections]) -> MeanAP:
         """mAP at the thresholds of Training.tiou."""
@@ -83,10 +80,17 @@ def measure(config: Config, run_dir: Path, checkpoint: str = "auto") -> None:
     """
     if checkpoint == "none":
         raise UsageError("--mode test needs a checkpoint: --resume auto takes the best one, --resume PATH another")
+    with joined(resolve_device(config.engine.training.device)) as processes:
+        _measure(config, run_dir, checkpoint, processes)
+
+
+def _measure(config: Config, run_dir: Path, checkpoint: str, processes: Processes) -> None:
     folder = RunDirectory(run_dir).checkpoint(None if checkpoint == "auto" else checkpoint)
     detector, _ = load_detector(run_dir, folder)
-    evaluator = Evaluator(config, load_annotations(config.dataset.annotation_file))
+    evaluator = Evaluator(config, load_annotations(config.dataset.annotation_file), processes)
     detections = evaluator.detections(detector.to(resolve_device(config.engine.training.device)))
+    if not processes.is_main:
+        return
     result = evaluator.evaluate(detections)
     numbers = {label: str(label) for label in range(config.dataset.num_classes)}  # for classes without a name
     used = evaluator.class_scores.description if evaluator.class_scores else ""

@@ -93,6 +93,7 @@ def criterion(
     cls_targets_BPC: Tensor,
     offset_targets_BP2: Tensor,
     settings: CriterionSettings,
+    num_positives: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses of a batch: scalars "cls_loss", "reg_loss" and "loss", which is the one to differentiate.
 
@@ -103,7 +104,9 @@ def criterion(
         w = loss_weight; if that is negative, cls_loss / max(reg_loss, 0.01), taken as a constant
 
     The normaliser is always computed from the constant `init`: as in the published code, and unlike ActionFormer's, it
-    is not a running average, so the loss of a batch depends on nothing but that batch.
+    is not a running average, so the loss of a batch depends on nothing but that batch. For a piece of a batch,
+    `num_positives` is the number of positives of the whole, an integer scalar: the losses of all pieces then add up to
+    those of the batch (for a `loss_weight` >= 0).
 
     Positive points are the valid ones with a class. With label smoothing e the classes of *all* valid points become
     (1 - e) y + e / (C + 1). Computed in float32 whatever the dtype of the outputs, without waiting for the device.
@@ -113,8 +116,10 @@ def criterion(
     if settings.label_smoothing > 0:
         keep, classes = 1 - settings.label_smoothing, cls_targets_BPC.shape[-1]
         cls_targets_BPC = keep * cls_targets_BPC + settings.label_smoothing / (classes + 1)
+    if num_positives is None:
+        num_positives = positive_BP.sum()
     momentum = settings.init_loss_norm_momentum
-    norm = momentum * settings.init_loss_norm + (1 - momentum) * positive_BP.sum().clamp(min=1)
+    norm = momentum * settings.init_loss_norm + (1 - momentum) * num_positives.clamp(min=1)
 
     focal_BPC = sigmoid_focal_loss(cls_logits_BPC, cls_targets_BPC)
     cls_loss = torch.where(valid_BP1, focal_BPC, 0.0).sum() / norm

@@ -19,6 +19,17 @@ class TrainingSettings(Settings):
     keep_checkpoints: int = setting(3, ge=1, doc="recent checkpoints kept besides 'best'")
     tiou: tuple[float, ...] = setting((0.3, 0.4, 0.5, 0.6, 0.7), gt=0.0, le=1.0, doc="thresholds of the reported mAP")
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))
+    precision: str = setting(
+        "float32",
+        choices=("float32", "float16", "bfloat16"),
+        doc="of activations in training; weights, losses and evaluation stay float32",
+    )
+    accumulate: int = setting(
+        1, ge=1, doc="parts in which a process computes its share of a batch: less memory, the same gradient"
+    )
+    recompute_stem: bool = setting(
+        False, doc="gradient checkpointing: the backward computes the stem again instead of keeping its activations"
+    )
 
 
 @dataclass(frozen=True)

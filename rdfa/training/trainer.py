@@ -1,7 +1,4 @@
-"""The training loop: epochs, averages, evaluations, checkpoints, and exact continuation after any interruption.
-
-Shapes: B videos, C channels or classes, T frames of the feature grid, P points of all pyramid levels.
-"""
+"""The training loop: epochs, averages, evaluations, checkpoints, and exact continuation after any interruption."""
 
 import contextlib
 import math
@@ -33,28 +30,31 @@ from rdfa.training.checkpoint import (
     seed_everything,
 )
 from rdfa.training.ema import ModelEMA
-from rdfa.training.evaluate import Evaluator, describe, resolve_device
+from rdfa.training.evaluate import Evaluator, describe
+from rdfa.training.gradient import BatchGradient
 from rdfa.training.logging import MetricsLog, ProgressReport, say
-from rdfa.training.losses import criterion
 from rdfa.training.optim import build_optimizer, clip_gradients
+from rdfa.training.processes import ALONE, Processes, joined, resolve_device
 from rdfa.training.schedules import build_schedule, set_lr
-from rdfa.training.targets import assign_targets
 
 
 def train(config: Config, run_dir: Path, resume: str = "auto") -> None:
     """Train until Training.max_epochs are done, in `run_dir`; see `checkpoint_to_resume` for `resume`.
 
+    Under torchrun the processes share each batch; `run_dir` must be the same folder for all of them.
+
     Raises:
         UsageError: settings or flags that do not fit the data, the checkpoint or each other.
-        RunError: bad data, a damaged checkpoint, or a loss that is not finite.
+        RunError: bad data, a damaged checkpoint, a loss that is not finite, or a process that is gone.
     """
-    checkpoint = checkpoint_to_resume(run_dir, resume)
-    if checkpoint is not None:
-        check_same_settings(checkpoint, config)
-    trainer = Trainer(config, run_dir)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    trainer.run()
+    with joined(resolve_device(config.engine.training.device)) as processes:
+        checkpoint = processes.from_main(checkpoint_to_resume(run_dir, resume) if processes.is_main else None)
+        if checkpoint is not None:
+            check_same_settings(checkpoint, config)
+        trainer = Trainer(config, run_dir, processes)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        trainer.run()
 
 
 class Trainer:
@@ -63,10 +63,13 @@ class Trainer:
     The position is (`epoch`, counted from 1; `batch`, those of the epoch that are done; `step`, all iterations done).
     Whatever the next iteration depends on is either a function of settings and position (learning rate, order and
     cropping of the data) or in the checkpoint (weights, moments, averages, random generators).
+
+    Of several `processes`, each holds all of this and moves in step with the others; the main one writes. A checkpoint
+    can be continued by any number of them.
     """
 
-    def __init__(self, config: Config, run_dir: Path):
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, config: Config, run_dir: Path, processes: Processes = ALONE):
+        self.config, self.run_dir, self.processes = config, run_dir, processes
         self.device = resolve_device(config.engine.training.device)
         seed_everything(config.loader.seed)
         self.annotations = load_annotations(config.dataset.annotation_file)
@@ -74,10 +77,12 @@ class Trainer:
         for name in (subset, config.dataset.test_subset):
             say(self.annotations.summary(name))
         dataset = FeatureDataset(config.dataset, self.annotations, subset, training=True, feature_dim=channels)
-        self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride)
-        self.evaluator = Evaluator(config, self.annotations)
+        self.loader = make_loader(dataset, config.loader, config.model.coarsest_stride, processes)
+        self.evaluator = Evaluator(config, self.annotations, processes)
         self.model = build_detector(config.model).to(self.device)
         self.ema = ModelEMA(self.model, config.engine.training.ema_decay)
+        self.gradient = BatchGradient(config, self.model, self.device, processes)
+        self.scaler = self.gradient.scaler
         self.optimizer = build_optimizer(self.model, config.engine)
         self.schedule = build_schedule(config.engine, len(self.loader))
         self.epoch, self.batch, self.step = 1, 0, 0
@@ -88,8 +93,7 @@ class Trainer:
     def run(self) -> None:
         """Train from the current position to the last epoch."""
         training = self.config.engine.training
-        write_config(self.run_dir, self.config, self.annotations.class_names)
-        with contextlib.closing(MetricsLog(self.run_dir, self.config, self.metrics_position, self.step)) as self.log:
+        with self._open_log() as self.log:
             while self.epoch <= training.max_epochs:
                 self._train_epoch()
                 mAP = self._evaluate() if self.evaluation_is_due() else None
@@ -97,6 +101,17 @@ class Trainer:
                 self._save(mAP)
         best = "" if self.best_mAP is None else f", best average mAP {self.best_mAP:.4f}"
         say(f"training is complete: {self.step} iterations{best}. Checkpoints: {self.run_dir / 'checkpoints'}")
+
+    def _open_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
+        """The run directory and its metrics, which the main process alone writes."""
+        if not self.processes.is_main:
+            return contextlib.nullcontext()
+        write_config(self.run_dir, self.config, self.annotations.class_names)
+        return contextlib.closing(MetricsLog(self.run_dir, self.config, self.metrics_position, self.step))
+
+    def _write_metrics(self, kind: str, values: dict[str, float]) -> None:
+        if self.log is not None:
+            self.log.write(kind, self.epoch, self.step, values)
 
     def _train_epoch(self) -> None:
         training, started = self.config.engine.training, time.monotonic()
@@ -114,7 +129,7 @@ class Trainer:
                     self._save(mAP=None)
         averages = {name: total / self.batch for name, total in self.sums.items()}
         averages["lr"] = values["lr"]
-        self.log.write("train", self.epoch, self.step, {**averages, "seconds": round(time.monotonic() - started, 3)})
+        self._write_metrics("train", {**averages, "seconds": round(time.monotonic() - started, 3)})
         say(f"{title}  average " + "  ".join(f"{name} {value:.4g}" for name, value in averages.items()))
         if averages["reg_loss"] == 0:
             say(
@@ -125,28 +140,18 @@ class Trainer:
 
     def _iteration(self, batch: Batch) -> dict[str, float]:
         """One step of the optimiser and the average; the losses, norm of the gradient and rate it went with."""
-        engine = self.config.engine
         lr = self.schedule(self.step)
         set_lr(self.optimizer, lr)
-        features_BCT, mask_BT = batch.features.to(self.device), batch.mask.to(self.device)
-        cls_logits_BPC, offsets_BP2, point_mask_BP = self.model(features_BCT, mask_BT)
-        cls_targets_BPC, offset_targets_BP2 = assign_targets(
-            self.model.points(features_BCT.shape[-1]),
-            batch.segments,
-            batch.labels,
-            self.config.model.cls_head.num_classes,
-            engine.criterion.center_sample,
-            engine.criterion.center_sample_radius,
-        )
-        losses = criterion(
-            cls_logits_BPC, offsets_BP2, point_mask_BP, cls_targets_BPC, offset_targets_BP2, engine.criterion
-        )
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        losses["grad_norm"] = clip_gradients(self.model, engine.training.clip_grad_l2norm)
+        losses = self.gradient(batch, *self.loader.rows(self.batch))
+        self.scaler.unscale_(self.optimizer)
+        losses["grad_norm"] = clip_gradients(self.model, self.config.engine.training.clip_grad_l2norm)
         values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))  # one wait for the device
+        if self.scaler.is_enabled():
+            self._note_overflow(values)
         self._require_finite(values, batch)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.ema.update(self.model)
         self.step += 1
         self.batch += 1
@@ -154,12 +159,21 @@ class Trainer:
             self.sums[name] = self.sums.get(name, 0.0) + value
         return {**values, "lr": lr}
 
+    def _note_overflow(self, values: dict[str, float]) -> None:
+        """A float16 gradient that the scale made too large: no step is made, and the next scale is half of this one."""
+        overflow = not math.isfinite(values["grad_norm"]) and self.scaler.get_scale() > 1
+        values["overflow"] = float(overflow)  # their average is the share of the steps that were lost
+        if overflow:
+            values["grad_norm"] = 0.0
+
     def _require_finite(self, values: dict[str, float], batch: Batch) -> None:
         for name, value in values.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value):  # in all processes, since their sums are the same
+                ids = [video_id for share in self.processes.collect(batch.video_ids) for video_id in share]
+                wider = ", use Training.precision = 'bfloat16'" if self.scaler.is_enabled() else ""
                 raise RunError(
                     f"{name} is {value} in iteration {self.step + 1} (epoch {self.epoch}) on videos "
-                    f"{', '.join(batch.video_ids)}: check their features, or lower the learning rate "
+                    f"{', '.join(ids)}: check their features{wider}, or lower the learning rate "
                     f"({self.schedule(self.step):g}); the last checkpoint is untouched"
                 )
 
@@ -173,7 +187,7 @@ class Trainer:
         """Average mAP of the averaged weights."""
         result = self.evaluator.evaluate(self.evaluator.detections(self.ema.module))
         per_threshold = {f"mAP@{tiou:g}": float(mAP) for tiou, mAP in zip(result.tiou_K, result.mAP)}
-        self.log.write("eval", self.epoch, self.step, {"mAP": result.average, **per_threshold})
+        self._write_metrics("eval", {"mAP": result.average, **per_threshold})
         say(f"epoch {self.epoch}  {describe(result)}")
         return result.average
 
@@ -182,8 +196,11 @@ class Trainer:
         is_best = mAP is not None and (self.best_mAP is None or mAP > self.best_mAP)
         if is_best:
             self.best_mAP = mAP
+        if self.log is None:
+            return
         state = {
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rng": capture_rng(),
             "epoch": self.epoch,
             "batch": self.batch,
@@ -215,10 +232,12 @@ class Trainer:
                 f"{len(self.loader)}: restore Dataset.annotation_file and feature_dir, or train in another --run_dir"
             )
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler"))
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.sums, self.best_mAP = state["sums"], state["best_mAP"]
         restore_rng(state["rng"])
         if checkpoint.resolve().parent == (self.run_dir / "checkpoints").resolve():
             self.metrics_position = state["metrics_position"]
-            point(self.run_dir, "latest", self.step)  # an older one than the latest becomes the latest
+            if self.processes.is_main:
+                point(self.run_dir, "latest", self.step)  # an older one than the latest becomes the latest
         say(f"continuing {checkpoint} at epoch {self.epoch}, iteration {self.step}")

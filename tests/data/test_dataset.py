@@ -11,6 +11,7 @@ import torch
 from rdfa.data.annotations import load_annotations
 from rdfa.data.dataset import EpochSampler, FeatureDataset, ItemKey, make_loader
 from rdfa.data.settings import DatasetSettings, LoaderSettings
+from rdfa.data.share import Share
 from rdfa.errors import RunError, UsageError
 from tests.data.factory import GOLDEN, real, real_data, video, write_annotations, write_features
 
@@ -103,6 +104,41 @@ def test_any_batch_of_any_epoch_again(training_set, workers):
             for ours, other in zip(again.epoch(epoch, start), batches[start:], strict=True):
                 assert_equal(ours, other)
     assert epochs[1][0].video_ids != epochs[2][0].video_ids
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_each_batch(training_set, world, workers):
+    settings = LoaderSettings(num_workers=workers, batch_size=4)
+    wanted = list(make_loader(training_set, settings, 32).epoch(2))
+    loaders = [make_loader(training_set, settings, 32, Share(rank, world)) for rank in range(world)]
+    for start in (0, 2):
+        shares = zip(*(loader.epoch(2, start) for loader in loaders), strict=True)
+        for number, (whole, parts) in enumerate(zip(wanted[start:], shares, strict=True), start):
+            rows = [loader.rows(number) for loader in loaders]
+            assert {total for _, total in rows} == {len(whole.videos)}
+            assert [row for own, _ in rows for row in own] == list(range(len(whole.videos)))
+            assert [name for part in parts for name in part.video_ids] == whole.video_ids
+            for (own, _), part in zip(rows, parts):
+                assert len(part.videos) == len(own)
+                if len(own):
+                    assert torch.equal(part.features, whole.features[own.start : own.stop])
+                else:  # a row of padding, so that the process has something to compute
+                    assert part.features.shape == (1, 4, 64) and not part.features.any() and not part.mask.any()
+                    assert [len(s) for s in part.segments] == [len(ids) for ids in part.labels] == [0]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 12])
+def test_processes_share_the_videos_of_evaluation(training_set, world):
+    training_set.training = False
+    loaders = [
+        make_loader(training_set, LoaderSettings(num_workers=0), 32, Share(rank, world)) for rank in range(world)
+    ]
+    found = [[name for batch in loader.epoch(1) for name in batch.video_ids] for loader in loaders]
+    assert sorted(name for names in found for name in names) == NAMES
+    assert max(map(len, found)) - min(map(len, found)) <= 1 and [len(loader) for loader in loaders] == list(
+        map(len, found)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])

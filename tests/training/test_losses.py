@@ -133,6 +133,16 @@ def test_normaliser_is_constant_between_batches():
     torch.testing.assert_close(first["reg_loss"], ctr_diou_loss_1d(offsets, targets).view(-1)[:4].sum() / norm)
 
 
+def test_losses_of_pieces_add_up():
+    settings = CriterionSettings(init_loss_norm=10.0, init_loss_norm_momentum=0.5, loss_weight=0.7)
+    whole = criterion(*small_batch(7), settings)
+    count = torch.tensor(7)
+    pieces = [criterion(*(x[row : row + 1] for x in small_batch(7)), settings, count) for row in range(2)]
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[0][name] + pieces[1][name], value, msg=name)
+    assert pieces[0]["loss"] != criterion(*(x[:1] for x in small_batch(7)), settings)["loss"]
+
+
 def test_padding_and_background_have_no_influence():
     logits, offsets, mask, cls_targets, targets = small_batch(4)
     mask[1, 2:] = False

@@ -8,7 +8,7 @@ from rdfa.config import Config, load
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.run_dir import RunDirectory, list_checkpoints, load_detector, load_meta, load_weights
-from rdfa.training.evaluate import resolve_device
+from rdfa.training.processes import resolve_device
 from rdfa.training.settings import SCHEDULERS
 from rdfa.training.trainer import Trainer, train
 from tests.training.tiny import exit_code, flags, make_dataset, metrics

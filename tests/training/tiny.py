@@ -52,10 +52,15 @@ def _child(argv: list[str], log: Path) -> None:
     os._exit(code)
 
 
-def start_process(argv: list[str], log: Path) -> multiprocessing.Process:
-    """A training in a process of its own, forked from a server that has imported everything already."""
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """Starts processes from a server that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rdfa.training.trainer", "torch.utils.tensorboard", "tests.training.tiny"])
-    process = context.Process(target=_child, args=(argv, log))
+    return context
+
+
+def start_process(argv: list[str], log: Path) -> multiprocessing.Process:
+    """A training in a process of its own."""
+    process = forkserver().Process(target=_child, args=(argv, log))
     process.start()
     return process

@@ -1,0 +1,54 @@
+"""Training and evaluation on a GPU, and on two that nccl joins."""
+
+import pytest
+import torch
+
+from rdfa.config import load
+from tests.training.group import exit_code, run_group
+from tests.training.test_distributed import one_step
+from tests.training.tiny import flags, make_dataset, metrics
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+PATIENCE = 600  # where kernels are compiled first, each takes up to a minute
+WORLDS = (1, pytest.param(2, marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def tiny(dataset, run_dir, *params):
+    return flags(dataset, run_dir, "Training.device = 'cuda'", "Loader.batch_size = 5", *params)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_gradients_of_parts_add_up(dataset, tmp_path, world):
+    def config(accumulate):
+        argv = tiny(dataset, "", "Training.clip_grad_l2norm = 0.0", f"Training.accumulate = {accumulate}")
+        return load([argv[1]], argv[5::2])
+
+    (whole,) = run_group(1, tmp_path / "whole", one_step, config(1), tmp_path, 0, patience=PATIENCE)
+    for result in run_group(world, tmp_path / "parts", one_step, config(2), tmp_path, 0, patience=PATIENCE):
+        for name, gradient in result["gradients"].items():
+            torch.testing.assert_close(gradient, whole["gradients"][name], rtol=0, atol=1e-6, msg=name)
+        assert result["values"] == pytest.approx(whole["values"], rel=1e-5)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("precision", ("bfloat16", "float16"))
+def test_half_precision_trains_resumes_and_is_evaluated(dataset, tmp_path, precision, world):
+    params = (f"Training.precision = '{precision}'", "Training.recompute_stem = True", "Training.accumulate = 2")
+    argv = tiny(dataset, tmp_path / "run", "LinearWarmupCosineAnnealingLR.T_max = 2", *params)
+    for epochs in (1, 2):
+        more = ["--gin_param", f"Training.max_epochs = {epochs}"]
+        codes = run_group(world, tmp_path / f"epoch{epochs}", exit_code, [*argv, *more], patience=PATIENCE)
+        assert codes == [0] * world, (tmp_path / f"epoch{epochs}" / "0.log").read_text()
+    assert [line["step"] for line in metrics(tmp_path / "run", "train")] == [2, 4]
+    measure, found = ["--run_dir", str(tmp_path / "run"), "--mode", "test"], []
+    for processes in {1, world}:
+        assert (
+            run_group(processes, tmp_path / f"on{processes}", exit_code, measure, patience=PATIENCE) == [0] * processes
+        )
+        found.append((tmp_path / "run" / "test.json").read_text())
+    assert found[0] == found[-1]
