@@ -73,10 +73,12 @@ def run_on_ray(
     context.enable_progress_bars = context.print_on_execution_start = False
     threads, blocks = torch.get_num_threads(), -(-len(plan) // BLOCK)
     actors = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-    outcomes = ray.data.range(len(plan), override_num_blocks=blocks).map_batches(
+    # Items, unlike a range, are in the store already: no task must wait for a processor that a detector holds.
+    items = ray.data.from_items([{"id": i} for i in range(len(plan))], override_num_blocks=blocks)
+    outcomes = items.map_batches(
         _Detector,
         batch_size=BLOCK,
-        concurrency=min(actors, blocks),
+        compute=ray.data.ActorPoolStrategy(size=min(actors, blocks)),
         num_cpus=threads,
         num_gpus=1 if source.identity.get("device") == "cuda" else None,
         fn_constructor_args=(task, open_source, tuple(plan), threads),
