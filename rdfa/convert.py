@@ -122,10 +122,10 @@ def convert(yaml_files: dict[str, Path], checkpoint: Path, output: Path) -> list
     meta = {**published.meta, "converted_from": checkpoint.name}
     # In the order of our state_dict, whatever the file's was.
     model, averaged = ({name: state[name] for name in wanted} for state in (published.model, published.model_ema))
-    write_config(output, config, names)
     folder = write_checkpoint(output, step, model, averaged, meta)
     for pointer in ("latest", "best"):
         point(output, pointer, step)
+    write_config(output, config, names)  # last: it makes the folder a run directory
 
     about = ", ".join(f"{key} {value}" for key, value in published.meta.items())
     lines = [f"read {', '.join(str(path) for path in yaml_files.values())}"]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rdfa.errors import UsageError
+from rdfa.errors import RunError, UsageError
 
 
 def check_place(path: str | os.PathLike) -> Path:
@@ -31,7 +31,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, whose file takes the place of `path` when the block succeeds, or else vanishes.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: as `check_place`.
+        RunError: writing failed, as on a full disk.
     """
     path = check_place(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
@@ -39,6 +40,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; give a file in a folder of yours") from error
+        raise RunError(f"cannot write {path}: {error.strerror or error}; make room, or name another place") from error
     finally:
         temporary.unlink(missing_ok=True)

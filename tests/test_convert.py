@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdfa import cli, convert
+from rdfa import cli, convert, run_dir
 from rdfa.errors import UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.run_dir import RunDirectory, load_detector, load_meta, load_weights
@@ -240,6 +240,20 @@ def test_model_and_checkpoint_must_belong_together(tmp_path, small, state):
     trees = yaml_trees(input_c=24, emb_c=32, num_classes=7)
     with pytest.raises(UsageError, match=r"2 of another shape \(cls_head\.cls_head\.conv\.weight .*model\.yaml"):
         convert.convert(write_yaml(tmp_path, {"model": trees["model"]}), checkpoint, output)
+
+
+def test_a_conversion_that_failed_can_be_repeated(small, state, capsys, monkeypatch):
+    yaml_files, checkpoint, output = small
+    write_pt(checkpoint, state, state)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "write_weights", full)
+        assert cli.run(convert.main, command(yaml_files, checkpoint, output)) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert cli.run(convert.main, command(yaml_files, checkpoint, output)) == 0
 
 
 def test_help_shows_an_example(capsys):

@@ -73,7 +73,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "p.json"
     write_json(path, {"old": 1})
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(UsageError, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
 

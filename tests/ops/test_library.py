@@ -77,6 +77,17 @@ def test_each_instruction_set_runs(isa):
     assert value.isfinite().all()
 
 
+@pytest.mark.parametrize("channels", [1, 4, 5, 8, 9, 16, 17, 23, 33])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_each_instruction_set_defines_all_it_returns(isa, channels, groups):
+    """The kept states too, whose rows are as wide as the widest registers. Allocations are NaN first (conftest)."""
+    channels, states, length = groups * channels, 3, 37
+    x, A = torch.rand(2, channels, length), -torch.rand(channels, states)
+    B = torch.rand(2, groups, states, length)
+    for returned in torch.ops.rdfa.selective_scan_train(x, x, A, B, B, None, None, None, True, False):
+        assert returned.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype, native", [(torch.float32, True), (torch.bfloat16, True), (torch.float16, False)])
 def test_which_tensors_run_natively(dtype, native):
     x = torch.zeros(1, dtype=dtype)

@@ -9,16 +9,16 @@ namespace RDFA_ISA {
 
 constexpr int FORWARD_STREAMS = 4;  // u, delta, z, y
 
-// NG states of one block through `count` steps; adds their share to y.
+// NG states of one block through `count` steps; adds their share to y. One group of states fetches for all of them.
 template <int NG, bool CLAMP>
 static void recur(const float* decay, float* state, const float* B, const float* C, int64_t row, const float* dt,
-                  const float* dtu, float* y, int count, Prefetch& prefetch) {
+                  const float* dtu, float* y, int count, bool fetch, Prefetch& prefetch) {
   const Exponential exponential;
   Vec h[NG];
 #pragma GCC unroll 16
   for (int n = 0; n < NG; ++n) h[n] = load(state + n * LANES);
   for (int k = 0; k < count; ++k) {
-    prefetch.fetch<FORWARD_STREAMS>();
+    if (fetch) prefetch.fetch<FORWARD_STREAMS>();
     const Vec step = load(dt + k * LANES), input = load(dtu + k * LANES);
     Vec sum[2] = {load(y + k * LANES), Vec{}};
 #pragma GCC unroll 16
@@ -40,10 +40,10 @@ static void recur_all(int64_t states, const float* decay, float* state, const fl
                       const float* dt, const float* dtu, float* y, int count, Prefetch& prefetch) {
   int64_t n = 0;
   for (; states - n > GROUP - 4; n += GROUP) {
-    recur<GROUP, CLAMP>(decay + n * LANES, state + n * LANES, B + n, C + n, row, dt, dtu, y, count, prefetch);
+    recur<GROUP, CLAMP>(decay + n * LANES, state + n * LANES, B + n, C + n, row, dt, dtu, y, count, n == 0, prefetch);
   }
   for (; n < states; n += 4) {
-    recur<4, CLAMP>(decay + n * LANES, state + n * LANES, B + n, C + n, row, dt, dtu, y, count, prefetch);
+    recur<4, CLAMP>(decay + n * LANES, state + n * LANES, B + n, C + n, row, dt, dtu, y, count, n == 0, prefetch);
   }
 }
 
@@ -109,10 +109,7 @@ static void forward_run(const ScanArgs& args, const Partition& part, int64_t b, 
     load_projection(args.C, args.states, padded, b, C_group, t0, count, C);
     for (int64_t i = 0; i < run.blocks; ++i) {
       float* const h = states + i * block_floats;
-      if (args.kept_states != nullptr) {
-        float* kept = kept_state(args, part, b, t0 / TILE, run.first + i);
-        for (int64_t n = 0; n < args.states; ++n) store(kept + n * STATE_LANES, load(h + n * LANES));
-      }
+      if (args.kept_states != nullptr) keep_states(args, part, b, t0 / TILE, run.first + i, h);
       const bool more = i + 1 < run.blocks;
       const int64_t next_channel = run.channel(more ? i + 1 : 0), next_t0 = more ? t0 : t0 + TILE;
       Prefetch prefetch;

@@ -184,6 +184,19 @@ RDFA_INLINE float* kept_state(const ScanArgs& args, const Partition& part, int64
   return args.kept_states + row * STATE_LANES + lane % STATE_LANES;
 }
 
+// Keeps the states `h` of a block. The last block of a group also fills the lanes of a row that have no channel: every
+// number that is returned is a defined one.
+static void keep_states(const ScanArgs& args, const Partition& part, int64_t b, int64_t tile, int64_t block,
+                        const float* h) {
+  float* const kept = kept_state(args, part, b, tile, block);
+  const int64_t block_in_group = block % part.blocks_per_group, lane = block_in_group * LANES % STATE_LANES;
+  const int64_t filled = block_in_group + 1 < part.blocks_per_group ? LANES : STATE_LANES - lane;
+  for (int64_t n = 0; n < args.states; ++n) {
+    store(kept + n * STATE_LANES, load(h + n * LANES));
+    for (int64_t empty = LANES; empty < filled; empty += LANES) store(kept + n * STATE_LANES + empty, Vec{});
+  }
+}
+
 // Scratch memory of one task, aligned to cache lines. Handed out in order, released together. With
 // RDFA_POISON_ALLOCATIONS=1 (tests) it is NaN first, as everything that the bindings allocate.
 class Scratch {
