@@ -127,6 +127,13 @@ def test_unfinished_work_of_other_weights_is_refused_and_kept(run_dir, few, tmp_
     assert (tmp_path / "p.json.partial").read_bytes() == content
 
 
+def test_a_journal_in_which_nothing_is_finished_is_nobody_s_work(run_dir, few, tmp_path):
+    with detect.Journal(tmp_path / "p.json.partial", {"weights": "others"}):
+        pass
+    detect.main(list(map(str, command(run_dir, few, tmp_path / "p.json"))))
+    assert len(json.loads((tmp_path / "p.json").read_text())["results"]) == 100
+
+
 def test_a_file_of_something_else_and_a_second_process_are_refused(run_dir, few, tmp_path, capsys):
     output = tmp_path / "p.json"
     (tmp_path / "p.json.partial").write_text("mine")
@@ -158,13 +165,19 @@ def cluster():
     nodes.shutdown()
 
 
-def test_a_ray_cluster_of_two_nodes_writes_the_same_file(cluster, run_dir, features, undisturbed, tmp_path, capsys):
+def test_a_ray_cluster_of_two_nodes_writes_the_same_file(
+    cluster, run_dir, features, undisturbed, tmp_path, capsys, threads
+):
     import ray
 
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
     output = tmp_path / "p.json"
     detect.main(list(map(str, command(run_dir, features, output, "--engine", "ray"))))
     assert output.read_bytes() == undisturbed
+    threads(2)
+    assert cli.run(detect.main, list(map(str, command(run_dir, features, output, "--engine", "ray")))) == 2
+    assert "no machine of the Ray cluster has 2 processors" in capsys.readouterr().err
+    threads(1)
     spoilt = tmp_path / "spoilt"
     spoilt.mkdir()
     np.save(spoilt / "a.npy", np.full((3, CHANNELS), np.nan, np.float32))

@@ -60,7 +60,7 @@ def run_on_ray(
         open_source: opens `source` again, in another process.
 
     Raises:
-        UsageError: Ray is not installed. RunError: as `Task.run`.
+        UsageError: Ray is not installed, or no machine has as many processors. RunError: as `Task.run`.
     """
     try:
         import ray
@@ -72,7 +72,15 @@ def run_on_ray(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     threads, blocks = torch.get_num_threads(), -(-len(plan) // BLOCK)
-    actors = max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+    on_gpu = source.identity.get("device") == "cuda"
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = [(node.get("CPU", 0) // threads, node.get("GPU", 0) if on_gpu else math.inf) for node in resources]
+    actors = int(sum(map(min, rooms)))
+    if not actors:
+        raise UsageError(
+            f"no machine of the Ray cluster has {threads} processors{' and a GPU' if on_gpu else ''}, which each "
+            "detector takes: set OMP_NUM_THREADS to fewer"
+        )
     # Items, unlike a range, are in the store already: no task must wait for a processor that a detector holds.
     items = ray.data.from_items([{"id": i} for i in range(len(plan))], override_num_blocks=blocks)
     outcomes = items.map_batches(
@@ -80,7 +88,7 @@ def run_on_ray(
         batch_size=BLOCK,
         compute=ray.data.ActorPoolStrategy(size=min(actors, blocks)),
         num_cpus=threads,
-        num_gpus=1 if source.identity.get("device") == "cuda" else None,
+        num_gpus=1 if on_gpu else None,
         fn_constructor_args=(task, open_source, tuple(plan), threads),
     )
     for outcome in outcomes.iter_rows():

@@ -94,15 +94,15 @@ class Journal:
         self._file.seek(0)
         first, own = self._file.readline(), _line(json.dumps(made_with).encode())
         header = _content(first)
-        if header is None:
-            if not own.startswith(first):
-                raise UsageError(f"{self.path} holds no unfinished detections: move it away, or give another --output")
+        if header is None and not own.startswith(first):
+            raise UsageError(f"{self.path} holds no unfinished detections: move it away, or give another --output")
+        if first != own and _content(self._file.readline()) is None:  # nothing was finished: nobody misses it
             self._file.truncate(0)
             self._file.write(own)
             self._file.flush()
             return
-        found = json.loads(header)
-        if found != made_with:
+        if first != own:
+            found = json.loads(header)
             names = [name for name in {**found, **made_with} if found.get(name) != made_with.get(name)]
             raise UsageError(
                 f"{self.path} holds the unfinished detections of another run (other {', '.join(names)}): finish that "
