@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from rdfa.config import Config, to_gin
-from rdfa.data.settings import DatasetSettings
 from rdfa.deploy import manifest as manifests
 from rdfa.deploy.artifact import WEIGHTS, export
 from rdfa.errors import RunError
@@ -38,7 +37,7 @@ def publish(
 ) -> dict[str, Any]:
     """Write the folder `output` from a run's averaged weights; returns its manifest.
 
-    Of the paths of the data set only the last parts are kept: the folders of a machine are nobody else's business.
+    Of the paths of data only the last parts are kept: the folders of a machine are nobody else's business.
 
     Args:
         checkpoint: as in `RunDirectory.checkpoint`.
@@ -51,7 +50,7 @@ def publish(
     run = RunDirectory(run_dir)
     figures = _read_metrics(metrics) if metrics is not None else _recorded(run, run.checkpoint(checkpoint))
     config = run.config()
-    config = dataclasses.replace(config, dataset=_without_folders(config.dataset))
+    config = _without_folders(config)
     output = Path(output)
     manifest = export(run_dir, output, checkpoint, formats=())
     manifest["config"] = to_gin(config)
@@ -125,12 +124,16 @@ the model's input, and `config.gin` holds all settings that detections depend on
 """
 
 
-def _without_folders(dataset: DatasetSettings) -> DatasetSettings:
-    def last(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        return Path(path).name if isinstance(path, str) else tuple(map(last, path))
+def _without_folders(config: Config) -> Config:
+    def last(path: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        return tuple(map(last, path)) if isinstance(path, tuple) else path and Path(path).name
 
-    changed = {name: last(getattr(dataset, name)) for name in ("annotation_file", "feature_dir")}
-    return dataclasses.replace(dataset, **changed)
+    changed = {name: last(getattr(config.dataset, name)) for name in ("annotation_file", "feature_dir")}
+    return dataclasses.replace(
+        config,
+        dataset=dataclasses.replace(config.dataset, **changed),
+        post=dataclasses.replace(config.post, ext_score_file=last(config.post.ext_score_file)),
+    )
 
 
 def _read_metrics(path: str | os.PathLike) -> dict[str, float]:

@@ -32,6 +32,13 @@ def folder(run_dir, tmp_path_factory):
     return folder
 
 
+def test_paths_of_class_scores_lose_their_folders_too(tmp_path):
+    run = write_run(tmp_path / "run", "PostProcessing.ext_score_file = '/home/me/secret/scores.json'")
+    convert.main(["--to", "safetensors", "--run_dir", str(run), "--output", str(tmp_path / "x")])
+    assert RunDirectory(tmp_path / "x").config().post.ext_score_file == "scores.json"
+    assert "/home/me" not in (tmp_path / "x" / "manifest.json").read_text()
+
+
 def header(folder):
     _, text, body = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(text), body
