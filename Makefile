@@ -30,7 +30,8 @@ demo: setup
 	$(RUN) -m rdfa.detect --artifact $(DEMO)/artifact --features $(DEMO)/data/features \
 	    --annotations $(DEMO)/data/annotations.json --subset Test --output $(DEMO)/detections.json
 	$(RUN) -m rdfa.evaluate --ground_truth $(DEMO)/data/annotations.json --predictions $(DEMO)/detections.json \
-	    --subset Test --tiou 0.3:0.7:5 --output $(DEMO)/metrics.json --timeline $(DEMO)/timeline.png
+	    --subset Test --tiou 0.3:0.7:5 --output $(DEMO)/metrics.json --timeline $(DEMO)/timeline.png \
+	    --report $(DEMO)/report --run_dir $(DEMO)/run
 	$(RUN) serve_bench.py --artifact $(DEMO)/artifact --output $(DEMO)/bench
 
 test: setup

@@ -3,13 +3,18 @@
     python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml --checkpoint thumos_best.pt \\
         --output runs/thumos14
 
-The result is what train.py writes: export.py, rdfa.detect and train.py --mode test take it. The .pt is one of the
+and a run directory into a folder to publish, with a model card (see `rdfa.deploy.hub`):
+
+    python -m rdfa.convert --to safetensors --run_dir runs/thumos14 --metrics mAP.json --output rdfa-s6-thumos14
+
+The first result is what train.py writes: export.py, rdfa.detect and train.py --mode test take it. The .pt is one of the
 published engine (keys epoch, model, model_ema, optimizer, scheduler, mAP) or a bare state_dict. It is unpickled by
 torch's weights-only reader, so a file that would run code is refused, not run. Optimiser and schedule are not taken
 over: the published repository keeps neither the state of its random generators nor the position in its data, and its
 training cannot be continued exactly; a new training can start from the same YAML files.
 """
 
+import argparse
 import math
 import re
 import sys
@@ -207,19 +212,48 @@ def _class_names(config: Config) -> dict[int, str] | None:
 def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(
         prog="python -m rdfa.convert",
-        description="Turn a run of the published repository into a run directory.",
+        description="Turn a run of the published repository into a run directory, or a run directory into a folder to "
+        "publish.",
         epilog="example: python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml "
-        "--checkpoint thumos_best.pt --output runs/thumos14",
+        "--checkpoint thumos_best.pt --output runs/thumos14, then "
+        "python -m rdfa.convert --to safetensors --run_dir runs/thumos14 --output rdfa-s6-thumos14",
     )
-    parser.add_argument("--model_yaml", type=Path, required=True, metavar="M", help="model.yaml of the published run")
+    parser.add_argument("--to", choices=("run", "safetensors"), default="run", help="what to write (default: a run)")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="folder to write")
+    parser.add_argument(
+        "--checkpoint", metavar="C", help="weights: a .pt; with --run_dir best, latest or a step folder"
+    )
+    published = parser.add_argument_group("from the published repository")
+    published.add_argument("--model_yaml", type=Path, metavar="M", help="model.yaml of the published run")
     for name in ("dataset", "engine", "run"):
-        parser.add_argument(f"--{name}_yaml", type=Path, metavar="Y", help=f"its {name}.yaml; without: the defaults")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C.pt", help="its weights")
-    parser.add_argument("--output", type=Path, required=True, metavar="RUN", help="run directory to write")
+        published.add_argument(f"--{name}_yaml", type=Path, metavar="Y", help=f"its {name}.yaml; without: the defaults")
+    publishing = parser.add_argument_group("--to safetensors")
+    publishing.add_argument("--run_dir", metavar="RUN", help="run directory, written by train.py or this command")
+    publishing.add_argument("--metrics", metavar="M.json", help="of rdfa.evaluate --output, for the model card")
+    publishing.add_argument("--license", metavar="ID", help="for the model card, such as apache-2.0")
     args = parser.parse_args(argv)
+    if args.to == "safetensors":
+        _publish(args)
+        return
+    if not (args.model_yaml and args.checkpoint):
+        raise UsageError("a run is made of --model_yaml and --checkpoint; see --help for a folder to publish")
+    if args.run_dir or args.metrics or args.license:
+        raise UsageError("--run_dir, --metrics and --license make a folder to publish: give --to safetensors")
     files = {name: getattr(args, f"{name}_yaml") for name in ("model", "dataset", "engine", "run")}
-    for line in convert({name: path for name, path in files.items() if path}, args.checkpoint, args.output):
+    for line in convert({name: path for name, path in files.items() if path}, Path(args.checkpoint), args.output):
         print(line)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    if not args.run_dir:
+        raise UsageError("--to safetensors publishes a run: give --run_dir (a published .pt becomes one first)")
+    # It needs all of export, which reading a published run does not.
+    from rdfa.deploy.hub import publish
+
+    manifest = publish(args.run_dir, args.output, args.checkpoint, args.metrics, args.license)
+    for name, entry in manifest["files"].items():
+        print(f"wrote {args.output / name}: {entry['size']:,} bytes, SHA-256 {entry['sha256']}")
+    print(f"wrote {args.output}: README.md (the model card), config.gin, manifest.json; upload the folder as it is")
 
 
 if __name__ == "__main__":

@@ -7,110 +7,105 @@
 writes {"version", "results": {video id: [{"label", "score", "segment": [start, end]}]}, "external_data"}, in seconds.
 Annotations give the videos, their frame rates and durations; without them every feature file is a video, and --fps
 its frame rate.
+
+Finished videos are kept in P.json.partial until all are done: the same command goes on after an interruption, and
+writes the file that it would have written without. `--engine ray` spreads the videos over a Ray cluster (RAY_ADDRESS,
+else this machine alone); detector and features must lie under the same paths everywhere.
 """
 
 import argparse
+import hashlib
+import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from functools import partial
 
-import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import MofNCompleteColumn, Progress
 
-from rdfa import cli, config, runtime
-from rdfa.config import Config
-from rdfa.data.dataset import Batch
+from rdfa import __version__, cli
+from rdfa.config import to_gin
+from rdfa.data.dataset import FeatureDataset
 from rdfa.data.features import ANY_EXTENSION
 from rdfa.errors import UsageError
 from rdfa.files import check_place
+from rdfa.inference.batches import PlannedBatch, plan_batches
+from rdfa.inference.detectors import BACKENDS, Source, open_artifact, open_run
+from rdfa.inference.engines import Found, Task, padding_multiple, run_on_ray
 from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
 from rdfa.inference.inputs import open_features
-from rdfa.inference.pipeline import Runner, batches_of_equal_length, detect_videos, run_module, run_session
-from rdfa.inference.results import write_results
-from rdfa.run_dir import RunDirectory, load_detector
-
-BACKENDS = ("torchscript", "onnxruntime", "eager")  # of an artifact; the first that can run is the default
-
-
-class Source(NamedTuple):
-    """A detector, the configuration it was made with, and the names of the classes, as far as they are known."""
-
-    runner: Runner
-    config: Config
-    class_names: dict[int, str]
+from rdfa.inference.journal import Journal
+from rdfa.inference.results import write_rows
+from rdfa.runtime.manifest import sha256
 
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     check_place(args.output)
-    source = open_artifact(args.artifact, args.backend) if args.artifact else open_run(args.run_dir, args.device)
+    there = os.path.abspath if args.engine == "ray" else str  # other processes have another working directory
+    if args.artifact:
+        opening = partial(open_artifact, there(args.artifact), args.backend)
+    else:
+        opening = partial(open_run, there(args.run_dir), args.device)
+    source = opening()
     settings, model, post = source.config.dataset, source.config.model, source.config.post
-    dataset = open_features(settings, model.embedding.input_c, args.features, args.annotations, args.subset, args.fps)
+    features = [there(path) for path in args.features]
+    dataset = open_features(settings, model.embedding.input_c, features, args.annotations, args.subset, args.fps)
     score_file = args.ext_score_file or post.ext_score_file
     scores, names = None, AGNOSTIC_NAMES if settings.class_agnostic else source.class_names
     if score_file:
         scores = ClassScores(score_file, source.class_names, settings.num_classes)
         scores.require(video.id for video in dataset.videos)
         names = scores.class_names
-    multiple = math.lcm(source.config.loader.max_div_factor, model.coarsest_stride)
-    batches = batches_of_equal_length(dataset, args.batch_size, source.config.loader.padding_value, multiple)
-    found = {}
-    for video_id, detections in detect_videos(
-        source.runner, _progress(batches, len(dataset)), dataset.settings, post, scores
-    ):
-        found[video_id] = detections
-    ordered = {video.id: found[video.id] for video in dataset.videos}
-    write_results(args.output, ordered, names, scores.description if scores else "")
-    total = sum(len(detections.labels_N) for detections in ordered.values())
-    print(f"{total} detections in {len(ordered)} videos: {args.output}")
+    task = Task(dataset, names, scores)
+    plan = plan_batches(dataset, args.batch_size, padding_multiple(source))
+    with Journal(f"{args.output}.partial", _made_with(source, names, score_file)) as journal:
+        remaining = [batch for batch in plan if not journal.has(batch.key, _ids(dataset, batch))]
+        done = len(dataset) - sum(len(batch.indices) for batch in remaining)
+        if done:
+            print(f"{journal.path}: {done} of {len(dataset)} videos are finished already", file=sys.stderr)
+        local = args.engine == "local"
+        found = task.run(source, remaining) if local else run_on_ray(task, source, opening, remaining)
+        for batch, rows in _progress(found, done, len(dataset)):
+            journal.append(batch.key, rows)
+        batch_of = {index: batch for batch in plan for index in batch.indices}
+        places = [(batch_of[index].key, video.id) for index, video in enumerate(dataset.videos)]
+        rows = ((row.video_id, row.text) for row in journal.rows(places))
+        write_rows(args.output, rows, scores.description if scores else "")
+        total = sum(row.count for row in journal.rows(places))
+        journal.remove()
+    print(f"{total} detections in {len(places)} videos: {args.output}")
 
 
-def open_artifact(path: str, backend: str | None) -> Source:
-    """An artifact directory, run by `backend`, or by the first of `BACKENDS` that can.
-
-    Raises:
-        UsageError: no artifact, or no backend that can run it here; says why of each.
-    """
-    if backend is None:
-        reasons = runtime.availability(path)
-        backend = next((name for name in BACKENDS if reasons.get(name, "unknown") is None), None)
-        if backend is None:
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise UsageError(f"no backend can run {path} here: {why}")
-    session = runtime.load(path, backend)
-    settings = config.from_text(session.manifest["config"])
-    names = {} if settings.dataset.class_agnostic else dict(enumerate(session.manifest["classes"]))
-    return Source(run_session(session, settings.model), settings, names)
+def _made_with(source: Source, names: dict[int, str], score_file: str | None) -> dict[str, str]:
+    """All that detections depend on, beside the videos and their batches."""
+    settings = to_gin(source.config) + json.dumps(names, sort_keys=True)
+    return {
+        **source.identity,
+        "configuration": hashlib.sha256(settings.encode()).hexdigest(),
+        "class scores": sha256(score_file) if score_file else "none",
+        "version": __version__,
+    }
 
 
-def open_run(path: str, device: str) -> Source:
-    """The averaged weights of a run's best checkpoint, or of its latest where none is the best yet."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but torch finds no GPU here: use cpu, or auto")
-    detector, settings = load_detector(path)
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    names = {i: str(i) for i in range(settings.dataset.num_classes)} | RunDirectory(path).class_names()
-    return Source(run_module(detector.to("cuda" if on_gpu else "cpu")), settings, names)
+def _ids(dataset: FeatureDataset, batch: PlannedBatch) -> list[str]:
+    return [dataset.videos[index].id for index in batch.indices]
 
 
-def _progress(batches: Iterable[Batch], num_videos: int) -> Iterator[Batch]:
-    """The batches, with a bar on a terminal, and with about ten lines elsewhere."""
+def _progress(found: Iterable[Found], done: int, num_videos: int) -> Iterator[Found]:
+    """The batches as they are done, with a bar on a terminal, and with about ten lines elsewhere."""
     console = Console(stderr=True)
-    if console.is_terminal:
-        # A bar counts videos, of which a batch may hold several.
-        singles = ((batch, i) for batch in batches for i in range(len(batch.videos)))
-        for batch, i in track(singles, description="detect", total=num_videos, console=console):
-            if i == 0:
-                yield batch
-        return
-    done = 0
-    for batch in batches:
-        yield batch
-        before, done = done, done + len(batch.videos)
-        if done * 10 // num_videos > before * 10 // num_videos:
-            print(f"detect: {done} of {num_videos} videos", file=sys.stderr, flush=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("detect", total=num_videos, completed=done)
+        for outcome in found:
+            yield outcome
+            before, done = done, done + len(outcome[0].indices)
+            bar.update(task, completed=done)
+            if not console.is_terminal and done * 10 // num_videos > before * 10 // num_videos:
+                print(f"detect: {done} of {num_videos} videos", file=sys.stderr, flush=True)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -134,6 +129,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=BACKENDS, help="of --artifact (default: the first that can run)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --run_dir")
     parser.add_argument("--batch_size", type=int, default=1, metavar="n", help="videos of equal padded length per run")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: all machines of a cluster")
     parser.add_argument("--ext_score_file", metavar="F", help="video-level class scores to fuse with")
     args = parser.parse_args(argv)
     if args.batch_size < 1:

@@ -6,12 +6,15 @@
 prints a table and writes {"tiou", "mAP", "average_mAP", "per_class": {name: [AP per tIoU]}, "recall": {"1x": [per
 tIoU], "5x"}, "num_ground_truth", "num_predictions"}; recall is that of the best 1 or 5 predictions per annotated action
 of a video and class. Predictions may be in the ActivityNet format or the THUMOS14 text format, plain or
-gzip-compressed. `--timeline OUT.png` draws one video's detections against its ground truth.
+gzip-compressed. `--timeline OUT.png` draws one video's detections against its ground truth; `--report DIR` writes
+report.html, one file to look at anywhere: precision over recall of each class, what the errors are and where they fall,
+time lines, and with --run_dir the training.
 """
 
 import argparse
 import sys
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -47,6 +50,13 @@ def main(argv: list[str] | None = None) -> None:
         found = find_video(video.id, predictions)
         draw_timeline(args.timeline, video, None if found is None else predictions[found], class_names)
         print(f"timeline of {video.id}: {args.timeline}")
+    if args.report:
+        from rdfa.evaluation import report
+
+        log = Path(args.run_dir, "metrics.jsonl") if args.run_dir else None
+        duplicates = args.keep_duplicates
+        path = report.write(Path(args.report), result, videos, predictions, class_names, duplicates, log)
+        print(f"report: {path}")
 
 
 def parse_tiou(text: str) -> np.ndarray:
@@ -95,7 +105,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", metavar="M.json", help="write the figures here")
     parser.add_argument("--timeline", metavar="OUT.png", help="draw the detections of one video on a time line")
     parser.add_argument("--video", metavar="ID", help="video of --timeline (default: the first with both)")
+    parser.add_argument("--report", metavar="DIR", help="write report.html there: figures, errors, curves, time lines")
+    parser.add_argument("--run_dir", metavar="RUN", help="run whose training curves --report shows too")
     args = parser.parse_args(argv)
+    if args.run_dir and not args.report:
+        raise UsageError("--run_dir gives training curves to --report: give both")
     if args.video and not args.timeline:
         raise UsageError("--video chooses the video of --timeline: give both")
     return args

@@ -4,6 +4,9 @@
     checkpoints/step_00001234/  model.safetensors  ema.safetensors  training_state.pt (optional)  meta.json  COMPLETE
     checkpoints/latest  checkpoints/best       text files that hold the name of a step folder
 
+A published folder (rdfa.convert --to safetensors) has the averaged weights as model.safetensors beside config.gin, and
+no checkpoints; it is read like a run.
+
 A step folder is written under a temporary name, flushed to the disk and renamed; COMPLETE is written last and lists the
 size of every other file, so a folder that a kill, a full disk or a broken copy cut short is never mistaken for a
 checkpoint.
@@ -27,6 +30,7 @@ from rdfa.modeling.detector import Detector, build_detector
 
 Pointer = Literal["latest", "best"]
 SENTINEL = "COMPLETE"
+PUBLISHED = "model.safetensors"
 _TEMPORARY = ".writing_"
 
 
@@ -65,6 +69,8 @@ class RunDirectory:
             UsageError: a given path, or a name without a checkpoint, leads to no complete checkpoint.
             RunError: 'best' or 'latest' names a folder that is missing or damaged.
         """
+        if (self.path / PUBLISHED).is_file() and (which is None or Path(which) == self.path):
+            return self.path
         if which is None:
             which = "best" if (self.path / "checkpoints" / "best").is_file() else "latest"
         if which not in ("best", "latest"):
@@ -102,6 +108,8 @@ def load_detector(
 def load_weights(folder: str | os.PathLike, weights: Literal["ema", "model"]) -> dict[str, Tensor]:
     """The state dict in one file of a step folder."""
     path = Path(folder) / f"{weights}.safetensors"
+    if (Path(folder) / "config.gin").is_file():  # a published folder
+        path = Path(folder) / PUBLISHED
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -120,8 +128,9 @@ def load_training_state(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_meta(folder: str | os.PathLike) -> dict[str, Any]:
-    """`meta` of `write_checkpoint`, and the step."""
-    return json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
+    """`meta` of `write_checkpoint`, and the step; nothing for a published folder."""
+    path = Path(folder) / "meta.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_config(run_dir: str | os.PathLike, config: Config, class_names: Mapping[int, str] | None = None) -> None:

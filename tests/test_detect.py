@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rdfa import cli, detect
+from rdfa import cli, detect, runtime
 from rdfa.config import load
 from rdfa.deploy.manifest import feature_spec
+from rdfa.inference import detectors
 from rdfa.inference.results import read_results
 from rdfa.modeling.detector import build_detector
 from rdfa.run_dir import point, write_checkpoint, write_config
@@ -153,7 +154,7 @@ def test_a_class_agnostic_detector_finds_actions_and_class_scores_name_them(agno
 
 def test_a_class_agnostic_artifact_takes_the_names_of_the_class_scores(agnostic_run, files, tmp_path, monkeypatch):
     features, annotations = files
-    source = detect.open_run(str(agnostic_run), "cpu")
+    source = detectors.open_run(str(agnostic_run), "cpu")
 
     def call(features, mask):
         with torch.inference_mode():
@@ -161,7 +162,7 @@ def test_a_class_agnostic_artifact_takes_the_names_of_the_class_scores(agnostic_
 
     text = (agnostic_run / "config.gin").read_text()
     manifest = {"config": text, "classes": ["action"], "features": feature_spec(source.config)}
-    monkeypatch.setattr(detect.runtime, "load", lambda path, name: Session(manifest, name, "cpu", call))
+    monkeypatch.setattr(runtime, "load", lambda path, name: Session(manifest, name, "cpu", call))
     (tmp_path / "s.json").write_text(
         json.dumps({"a": {"class": "Yoga", "score": 0.5}, "b": {"class": "Polo", "score": 1}})
     )
@@ -198,7 +199,7 @@ def test_features_in_one_hdf5_file_and_in_two_folders(run_dir, files, tmp_path):
 
 def test_an_artifact_is_run_by_the_first_backend_that_can(run_dir, files, tmp_path, monkeypatch):
     features, _ = files
-    source = detect.open_run(str(run_dir), "cpu")
+    source = detectors.open_run(str(run_dir), "cpu")
 
     def call(features, mask):
         with torch.inference_mode():
@@ -207,9 +208,9 @@ def test_an_artifact_is_run_by_the_first_backend_that_can(run_dir, files, tmp_pa
     text = (run_dir / "config.gin").read_text()
     manifest = {"config": text, "classes": list(NAMES.values()), "features": feature_spec(source.config)}
     loaded = []
-    monkeypatch.setattr(detect.runtime, "availability", lambda path: {"torchscript": "no torch", "onnxruntime": None})
+    monkeypatch.setattr(runtime, "availability", lambda path: {"torchscript": "no torch", "onnxruntime": None})
     monkeypatch.setattr(
-        detect.runtime,
+        runtime,
         "load",
         lambda path, name: (loaded.append((path, name)), Session(manifest, name, "cpu", call))[1],
     )
@@ -222,7 +223,7 @@ def test_an_artifact_is_run_by_the_first_backend_that_can(run_dir, files, tmp_pa
     for video_id, found in by_run.items():
         np.testing.assert_array_equal(found.segments_N2, by_artifact[video_id].segments_N2)
 
-    monkeypatch.setattr(detect.runtime, "availability", lambda path: {"torchscript": "no torch", "onnxruntime": "none"})
+    monkeypatch.setattr(runtime, "availability", lambda path: {"torchscript": "no torch", "onnxruntime": "none"})
     assert cli.run(detect.main, ["--artifact", "OUT", *flags]) == 2
 
 

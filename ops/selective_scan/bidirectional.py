@@ -31,7 +31,8 @@ def bidirectional_scan(
         y [S,2E,L] in u's dtype; the state and all sums are float32.
 
     One kernel on a GPU with Triton, for float32, float16 and bfloat16; elsewhere, and in graphs that are traced or
-    exported, a call of `selective_scan` for each direction and branch. Differentiable once in every argument; results and gradients repeat to the last bit.
+    exported, a call of `selective_scan` for each direction and branch. Differentiable once in every argument; results
+    and gradients repeat to the last bit.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or device.

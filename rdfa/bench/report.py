@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rdfa.bench import environment as environments
-from rdfa.bench.results import Row, document, write_json
+from rdfa.bench import results
+from rdfa.bench.results import Row, write_json
 from rdfa.files import replacing
+from rdfa.html_page import document
 
 COLUMNS = (
     "backend", "batch", "time", "p50 ms", "p90 ms", "p99 ms", "videos/s", "speed-up", "memory MB", "load s", "first ms",
@@ -28,7 +30,7 @@ BUSY = 0.5
 def write(output: Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
     """Write results.json, latency.png and report.html into `output`, each under its name only when complete."""
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "results.json", document(environment, list(rows)))
+    write_json(output / "results.json", results.document(environment, list(rows)))
     picture = latency_png(rows)
     with replacing(output / "latency.png") as temporary:
         temporary.write_bytes(picture)
@@ -151,12 +153,6 @@ def latency_png(rows: Sequence[Row]) -> bytes:
 
 
 _STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 70rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
 tr.fastest { font-weight: 600; }
 img { max-width: 100%; height: auto; background: #fff; }
 dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; overflow-wrap: anywhere; }
@@ -179,18 +175,7 @@ def page(environment: dict[str, Any], rows: Sequence[Row], picture: bytes) -> st
         for name, value in environment.items()
     )
     image = base64.b64encode(picture).decode()
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Serving benchmark: {html.escape(environment["benchmark"]["artifact"])}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>Serving benchmark: {html.escape(environment["benchmark"]["artifact"])}</h1>
-<p>{html.escape(environments.summary(environment))}</p>
+    body = f"""<p>{html.escape(environments.summary(environment))}</p>
 <div class="wide"><table>
 <thead><tr>{head}</tr></thead>
 <tbody>
@@ -202,9 +187,8 @@ def page(environment: dict[str, Any], rows: Sequence[Row], picture: bytes) -> st
 <h2>Environment</h2>
 <dl>
 {facts}</dl>
-</body>
-</html>
 """
+    return document(f"Serving benchmark: {environment['benchmark']['artifact']}", body, _STYLE)
 
 
 def _plain_text(value: Any) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rdfa.data.annotations import AnnotationSet, Video, spellings
-from rdfa.data.features import FeatureFile, FeatureFinder, check_channels, join_features, load_features
+from rdfa.data.features import FeatureFile, FeatureFinder, check_channels, count_clips, join_features, load_features
 from rdfa.data.settings import DatasetSettings, LoaderSettings
 from rdfa.data.share import ALL, Share
 from rdfa.data.transforms import (
@@ -142,6 +142,12 @@ class FeatureDataset(Dataset):
             "duration": video.duration,
             "video": video,
         }
+
+    def num_clips(self, index: int) -> int:
+        """T of `dataset[index]` when it is a whole video, without reading its features where that is possible."""
+        if self.settings.resize:
+            return self.settings.max_seq_len
+        return -(-min(map(count_clips, self.files[index])) // self.settings.downsample_rate)
 
     def _load(self, index: int) -> tuple[np.ndarray, Video]:
         """Features on the grid, and the video with the frame rate of the grid."""

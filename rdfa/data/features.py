@@ -8,6 +8,7 @@ import gzip
 import io
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ PLAIN = (".npy", ".npz", ".pt", ".pkl", *HDF5)
 EXTENSIONS = (*PLAIN, *(extension + ".gz" for extension in PLAIN))
 ANY_EXTENSION = "{" + ",".join(PLAIN) + "}[.gz]"  # for messages
 ARRAY_NAMES = ("feats", "features")  # the array to take from a file of several
+_TORCH_SETTINGS = threading.Lock()
 SLACK = 2  # clips by which files of one video may differ in length: streams lose some at the end
 
 
@@ -168,6 +170,21 @@ def check_channels(features: np.ndarray, where: object, dimension: int | None) -
         raise RunError(f"{where}: shape {features.shape}: expected {dimension} channels in the last axis; {hint}")
 
 
+def count_clips(file: FeatureFile) -> int:
+    """T of a feature file, from its header alone where it is a plain .npy or HDF5 file; others are read whole.
+
+    Raises:
+        RunError, UsageError: as `load_features`.
+    """
+    with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged file: `read_array` says what is wrong with it
+        if file.path.suffix == ".npy":
+            return np.load(file.path, mmap_mode="r", allow_pickle=False).shape[0]
+        if file.path.suffix in HDF5:
+            with _h5py().File(file.path, "r") as root:
+                return _find_h5(root, file).shape[0]
+    return len(read_array(file))
+
+
 def read_array(file: FeatureFile | str | os.PathLike) -> np.ndarray:
     """The array of a feature file as it is, of any real dtype and with any values; [T, C], T > 0.
 
@@ -219,7 +236,8 @@ def _read_npz(source: Path | io.BytesIO, file: FeatureFile) -> Any:
 
 
 def _read_pt(source: Path | io.BytesIO, file: FeatureFile) -> Any:
-    with _array_globals(), warnings.catch_warnings():
+    # What torch may rebuild is a setting of the process, which a second thread must not take back in between.
+    with _TORCH_SETTINGS, _array_globals(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the protocol of a pickle, before it is refused
         return torch.load(source, map_location="cpu", weights_only=True)
 
@@ -229,12 +247,16 @@ def _read_pkl(source: Path | io.BytesIO, file: FeatureFile) -> Any:
 
 
 def _read_h5(source: Path | io.BytesIO, file: FeatureFile) -> Any:
-    h5py = _h5py()
-    with h5py.File(source, "r") as node:
-        node = node if file.key is None else node[file.key]
-        while isinstance(node, h5py.Group):
-            node = node[_choose(list(node), file)]
-        return node[()]
+    with _h5py().File(source, "r") as root:
+        return _find_h5(root, file)[()]
+
+
+def _find_h5(root: Any, file: FeatureFile) -> Any:
+    """The entry of an open HDF5 file that holds the features."""
+    node = root if file.key is None else root[file.key]
+    while not hasattr(node, "shape"):
+        node = node[_choose(list(node), file)]
+    return node
 
 
 _READERS: dict[str, Callable[[Path | io.BytesIO, FeatureFile], Any]] = {

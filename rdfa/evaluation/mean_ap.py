@@ -83,13 +83,75 @@ def mean_average_precision(
         RunError: no ground truth, or a NaN among the scores or segments.
     """
     tiou_K = _check_thresholds(tiou)
+    ranking = rank_predictions(ground_truth, predictions, keep_duplicates)
+    pairs = ranking.pairs(tiou_K.min())
+    labels_C, gt_class_G, class_M = ranking.labels_C, ranking.gt_class_G, ranking.class_M
+    recall = {k: _recall(*pairs, ranking.group_M, ranking.groups.count, k, tiou_K, gt_class_G) for k in recall_at}
+    ap_KC = np.zeros((len(tiou_K), len(labels_C)))
+    for k in np.argsort(tiou_K):
+        enough_R = pairs[2] >= tiou_K[k]
+        pairs = tuple(column_R[enough_R] for column_R in pairs)
+        matched, _ = match(*pairs[:2], len(gt_class_G))
+        ap_KC[k] = average_precision(ranking.place_M[matched], class_M[matched], ranking.num_gt_C)
+
+    names = class_names or {}
+    return MeanAP(
+        tiou_K=tiou_K,
+        ap_KC=ap_KC,
+        labels_C=labels_C,
+        class_names=[names.get(int(label), str(label)) for label in labels_C],
+        num_ground_truth=len(gt_class_G),
+        num_predictions=ranking.num_predictions,
+        unknown_labels=ranking.unknown_labels,
+        unknown_videos=ranking.unknown_videos,
+        recall=recall,
+    )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ground truth and predictions in columns, predictions by class, then by falling score.
+
+    Attributes:
+        place_M: of a prediction among those of its class, from 0 on.
+        group_M: the ground truth of the prediction's video and class, as a group of `groups`; -1: none.
+    """
+
+    gt: "Columns"
+    gt_class_G: np.ndarray
+    labels_C: np.ndarray
+    num_gt_C: np.ndarray
+    pred: "Columns"
+    class_M: np.ndarray
+    place_M: np.ndarray
+    group_M: np.ndarray
+    groups: "_Groups"
+    num_predictions: int
+    unknown_labels: dict[int, int]
+    unknown_videos: dict[str, int]
+
+    def pairs(self, least_iou: float) -> tuple[np.ndarray, ...]:
+        """(pred_R, gt_R, iou_R) of one video and class and enough overlap, as `match` takes them."""
+        return _overlapping_pairs(self.pred.segments, self.group_M, self.gt.segments, self.groups, least_iou)
+
+    def pairs_of_any_class(self, least_iou: float) -> tuple[np.ndarray, ...]:
+        """As `pairs`, of one video."""
+        groups = _Groups(self.gt.video)
+        return _overlapping_pairs(self.pred.segments, groups.find(self.pred.video), self.gt.segments, groups, least_iou)
+
+
+def rank_predictions(ground_truth: Iterable[Any], predictions: Mapping[str, Any], keep_duplicates: bool) -> Ranking:
+    """See `mean_average_precision`. Predictions of classes without ground truth are left out.
+
+    Raises:
+        RunError: no ground truth, or a NaN among the scores or segments.
+    """
     videos = list(ground_truth)
     index = {video.id: i for i, video in enumerate(videos)}
     gt = _ground_truth_columns(videos, keep_duplicates)
     if not len(gt.labels):
         raise RunError("no ground truth to evaluate against: the annotations of this subset hold no segment")
     labels_C, gt_class_G = np.unique(gt.labels, return_inverse=True)
-    num_gt_C = np.bincount(gt_class_G, minlength=len(labels_C))
 
     pred, unknown_videos = _prediction_columns(predictions, index)
     class_M = np.searchsorted(labels_C, pred.labels).clip(max=len(labels_C) - 1)
@@ -101,33 +163,26 @@ def mean_average_precision(
     # A prediction can only meet ground truth of its video and class. The keys ascend with the videos: fast to look up.
     groups = _Groups(gt.video * len(labels_C) + gt_class_G)
     group_M = groups.find(pred.video * len(labels_C) + class_M)[rows]
-    pairs = _overlapping_pairs(pred.segments.take(rows, axis=0), group_M, gt.segments, groups, tiou_K.min())
     class_M = class_M[rows]
     first_of_class_C = np.searchsorted(class_M, np.arange(len(labels_C)))
-    recall = {k: _recall(*pairs, group_M, groups.count, k, tiou_K, gt_class_G) for k in recall_at}
-    ap_KC = np.zeros((len(tiou_K), len(labels_C)))
-    for k in np.argsort(tiou_K):
-        enough_R = pairs[2] >= tiou_K[k]
-        pairs = tuple(column_R[enough_R] for column_R in pairs)
-        matched = _match(*pairs[:2], len(gt.labels))
-        ap_KC[k] = _average_precision(matched - first_of_class_C[class_M[matched]], class_M[matched], num_gt_C)
-
-    names = class_names or {}
-    return MeanAP(
-        tiou_K=tiou_K,
-        ap_KC=ap_KC,
+    return Ranking(
+        gt=gt,
+        gt_class_G=gt_class_G,
         labels_C=labels_C,
-        class_names=[names.get(int(label), str(label)) for label in labels_C],
-        num_ground_truth=len(gt.labels),
+        num_gt_C=np.bincount(gt_class_G, minlength=len(labels_C)),
+        pred=pred.take(rows),
+        class_M=class_M,
+        place_M=np.arange(len(rows)) - first_of_class_C[class_M],
+        group_M=group_M,
+        groups=groups,
         num_predictions=len(pred.labels),
         unknown_labels=dict(zip(unknown_ids.tolist(), unknown_counts.tolist())),
         unknown_videos=unknown_videos,
-        recall=recall,
     )
 
 
 @dataclass(frozen=True)
-class _Columns:
+class Columns:
     """Segments of all videos in columns; `video` is the index of the video, `scores` is None for ground truth."""
 
     video: np.ndarray
@@ -135,9 +190,10 @@ class _Columns:
     labels: np.ndarray
     scores: np.ndarray | None = None
 
-    def take(self, rows: np.ndarray) -> "_Columns":
+    def take(self, rows: np.ndarray) -> "Columns":
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         scores = None if self.scores is None else self.scores[rows]
-        return _Columns(self.video[rows], self.segments[rows], self.labels[rows], scores)
+        return Columns(self.video[rows], self.segments.take(rows, axis=0), self.labels[rows], scores)
 
 
 def _check_thresholds(tiou: Iterable[float]) -> np.ndarray:
@@ -152,8 +208,8 @@ def _concatenate(parts: list, dtype, shape=(0,)) -> np.ndarray:
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(shape, dtype)
 
 
-def _ground_truth_columns(videos: list, keep_duplicates: bool) -> _Columns:
-    gt = _Columns(
+def _ground_truth_columns(videos: list, keep_duplicates: bool) -> Columns:
+    gt = Columns(
         np.repeat(np.arange(len(videos)), [len(video.labels_N) for video in videos]),
         _concatenate([video.segments_N2 for video in videos], np.float64, (0, 2)),
         _concatenate([video.labels_N for video in videos], np.int64),
@@ -164,7 +220,7 @@ def _ground_truth_columns(videos: list, keep_duplicates: bool) -> _Columns:
     return gt.take(_first_occurrences(gt))
 
 
-def _first_occurrences(gt: _Columns) -> np.ndarray:
+def _first_occurrences(gt: Columns) -> np.ndarray:
     """Mask of the segments that repeat no earlier kept segment of their video and class within the tolerance."""
     keep = np.ones(len(gt.labels), bool)
     order = np.lexsort((gt.segments[:, 0], gt.labels, gt.video))
@@ -182,11 +238,11 @@ def _first_occurrences(gt: _Columns) -> np.ndarray:
     return keep
 
 
-def _prediction_columns(predictions: Mapping[str, Any], index: Mapping[str, int]) -> tuple[_Columns, dict[str, int]]:
+def _prediction_columns(predictions: Mapping[str, Any], index: Mapping[str, int]) -> tuple[Columns, dict[str, int]]:
     """All predictions in order, and the count of those in unknown videos, whose index is the number of videos."""
     ids, items = list(predictions), list(predictions.values())
     rows = [index.get(find_video(i, index), len(index)) for i in ids]
-    columns = _Columns(
+    columns = Columns(
         np.repeat(np.array(rows, np.int64), [len(item.labels_N) for item in items]),
         _concatenate([item.segments_N2 for item in items], np.float64, (0, 2)),
         _concatenate([item.labels_N for item in items], np.int64),
@@ -268,8 +324,8 @@ def _temporal_iou(a_2R: np.ndarray, b_2R: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=instants.astype(np.float64), where=union > 0)
 
 
-def _match(pred_R: np.ndarray, gt_R: np.ndarray, num_gt: int) -> np.ndarray:
-    """Indices of the true positives, ascending, among pairs that overlap enough for one threshold.
+def match(pred_R: np.ndarray, gt_R: np.ndarray, num_gt: int) -> tuple[np.ndarray, np.ndarray]:
+    """The true positives, ascending, and the segment of each, among pairs that overlap enough for one threshold.
 
     Claiming segments one prediction at a time is the stable matching in which every segment prefers the prediction that
     comes first. It is unique, so deferred acceptance finds it for all classes and videos at once: each unmatched
@@ -289,10 +345,13 @@ def _match(pred_R: np.ndarray, gt_R: np.ndarray, num_gt: int) -> np.ndarray:
         displaced = previous[accepted]
         rejected = np.concatenate([proposing[~accepted], displaced[displaced != nobody]])
         proposing = rejected[~last_R[rejected]] + 1
-    return np.sort(pred_R[holder_G[holder_G != nobody]])
+    held = np.flatnonzero(holder_G != nobody)
+    matched = pred_R[holder_G[held]]
+    order = np.argsort(matched)
+    return matched[order], held[order]
 
 
-def _average_precision(rank, class_of, num_gt_C: np.ndarray) -> np.ndarray:
+def average_precision(rank: np.ndarray, class_of: np.ndarray, num_gt_C: np.ndarray) -> np.ndarray:
     """AP of every class from its true positives: their `rank` among the predictions of the class, and their class.
 
     Precision only rises at true positives, so AP = 1/G sum over true positives of the best precision from there on.

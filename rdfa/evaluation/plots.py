@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -37,29 +37,33 @@ def draw_timeline(
     Raises:
         UsageError: the file cannot be written.
     """
-    gt_segments, gt_labels = np.asarray(video.segments_N2), np.asarray(video.labels_N)
-    segments, scores, labels = _best(detections)
-    rows = list(dict.fromkeys([*np.unique(gt_labels).tolist(), *labels.tolist()]))[:MAX_CLASSES]
-    lanes = {label: _lanes(segments[labels == label]) for label in rows}
-    heights = [1 + max(lanes[label], default=0) for label in rows]  # in lanes; no detection leaves its lane empty
+    rows, end, best = timeline_rows(video, detections)
+    heights = [row.lanes for row in rows]
     tops = np.cumsum([0, *(height + 0.6 for height in heights)])
     # Without pyplot there is no global state and no display to look for.
     figure = Figure(figsize=(WIDTH, 1.25 + LANE * max(tops[-1], 1.0)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    for label, top in zip(rows, tops):
-        for start, end in gt_segments[gt_labels == label]:
-            axes.barh(top, end - start, 0.8, left=start, color=GROUND_TRUTH, linewidth=0)
-        mine = labels == label
-        for (start, end), score, lane in zip(segments[mine], scores[mine], lanes[label]):
-            shade = 0.3 + 0.7 * score / max(scores[0], 1e-9)
-            axes.barh(top + lane, end - start, 0.8, left=start, color=DETECTION, alpha=shade, linewidth=0)
-            axes.annotate(
-                f"{score:.2f}", (end, top + lane), (3, 0), textcoords="offset points", va="center", fontsize=8
+    for row, top in zip(rows, tops):
+        for start, stop in row.truth:
+            axes.barh(top, stop - start, 0.8, left=start, color=GROUND_TRUTH, linewidth=0)
+        for bar in row.found:
+            shade = 0.3 + 0.7 * bar.score / max(best, 1e-9)
+            axes.barh(
+                top + bar.lane, bar.end - bar.start, 0.8, left=bar.start, color=DETECTION, alpha=shade, linewidth=0
             )
-    axes.set_yticks(tops[:-1] + (np.array(heights) - 1) / 2, [class_names.get(label, str(label)) for label in rows])
+            axes.annotate(
+                f"{bar.score:.2f}",
+                (bar.end, top + bar.lane),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+    axes.set_yticks(
+        tops[:-1] + (np.array(heights) - 1) / 2, [class_names.get(row.label, str(row.label)) for row in rows]
+    )
     axes.set_ylim(max(tops[-1], 1.0) - 0.8, -0.7)
-    ends = [video.duration or 0.0, *gt_segments[:, 1], *segments[:, 1], 1e-3]
-    axes.set_xlim(0, max(ends))
+    axes.set_xlim(0, end)
     axes.set_xlabel("seconds")
     axes.set_title(video.id, fontsize=11, loc="left")
     axes.grid(axis="x", alpha=0.3, linewidth=0.6)
@@ -73,6 +77,43 @@ def draw_timeline(
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+class Bar(NamedTuple):
+    """A detection, and the lane it is drawn in, from 1 on."""
+
+    start: float
+    end: float
+    score: float
+    lane: int
+
+
+class TimelineRow(NamedTuple):
+    """One class of a time line."""
+
+    label: int
+    truth: list[tuple[float, float]]
+    found: list[Bar]
+
+    @property
+    def lanes(self) -> int:
+        """That of the ground truth, and those of the detections."""
+        return 1 + max((bar.lane for bar in self.found), default=0)
+
+
+def timeline_rows(video: Any, detections: Any | None) -> tuple[list[TimelineRow], float, float]:
+    """What a time line shows, where it ends in seconds, and the best score; see `draw_timeline`."""
+    gt_segments, gt_labels = np.asarray(video.segments_N2).reshape(-1, 2), np.asarray(video.labels_N)
+    segments, scores, labels = _best(detections)
+    rows = []
+    for label in list(dict.fromkeys([*np.unique(gt_labels).tolist(), *labels.tolist()]))[:MAX_CLASSES]:
+        mine = labels == label
+        bars = zip(*segments[mine].T.tolist(), scores[mine].tolist(), _lanes(segments[mine]))
+        rows.append(
+            TimelineRow(label, [tuple(s) for s in gt_segments[gt_labels == label].tolist()], [Bar(*b) for b in bars])
+        )
+    end = max(video.duration or 0.0, *gt_segments[:, 1], *segments[:, 1], 1e-3)
+    return rows, end, float(scores.max(initial=0.0))
 
 
 def _best(detections: Any | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

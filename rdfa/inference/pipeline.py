@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rdfa.data.dataset import Batch, FeatureDataset, pad_batch
+from rdfa.data.dataset import Batch
 from rdfa.data.settings import DatasetSettings
-from rdfa.data.transforms import padded_length
 from rdfa.errors import RunError
 from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.inference.fusion import ClassScores, fuse
@@ -75,28 +74,6 @@ def detect_videos(
             raise RunError(f"video {', '.join(batch.video_ids)}: {error}") from error
         for video_id, detections in zip(batch.video_ids, found):
             yield video_id, detections if class_scores is None else fuse(detections, class_scores[video_id])
-
-
-def batches_of_equal_length(
-    dataset: FeatureDataset, batch_size: int, padding_value: float, multiple: int
-) -> Iterator[Batch]:
-    """Batches of up to `batch_size` videos that are padded to the same length.
-
-    Padding changes detections, so only videos whose own padding gives one length can share a batch: to
-    `Dataset.max_seq_len` for those up to it, to the next multiple of `multiple` for longer ones. The order of the
-    data set is kept within each length.
-    """
-    waiting: dict[int, list] = {}
-    max_seq_len = dataset.settings.max_seq_len
-    for index in range(len(dataset)):
-        item = dataset[index]
-        length = padded_length(item["features_CT"].shape[1], max_seq_len, multiple, training=False)
-        group = waiting.setdefault(length, [])
-        group.append(item)
-        if len(group) == batch_size:
-            yield pad_batch(waiting.pop(length), max_seq_len, padding_value, multiple, training=False)
-    for group in waiting.values():
-        yield pad_batch(group, max_seq_len, padding_value, multiple, training=False)
 
 
 def _timing(video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:

@@ -1,13 +1,14 @@
 """Files of detections: the ActivityNet format, written and read, and two more that published detectors use, read."""
 
+import contextlib
 import gzip
 import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -41,12 +42,27 @@ def write_results(
         RunError: a score or segment that is not finite, or a class without a name.
         UsageError: the file cannot be written.
     """
-    content = {
-        "version": "VERSION 1.3",
-        "results": {video_id: _entries(video_id, d, class_names) for video_id, d in detections.items()},
-        "external_data": {"used": bool(external_data), "details": external_data},
-    }
-    write_json(path, content)
+    rows = ((video_id, entries_text(video_id, d, class_names)) for video_id, d in detections.items())
+    write_rows(path, rows, external_data)
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[tuple[str, str]], external_data: str = "") -> None:
+    """As `write_results`, of (video id, `entries_text`): one video at a time is in memory."""
+    external = {"used": bool(external_data), "details": external_data}
+    with replacing(path) as temporary, _open(temporary, compressed=Path(path).suffix == ".gz") as file:
+        file.write(b'{"version": "VERSION 1.3", "results": {')
+        for i, (video_id, text) in enumerate(rows):
+            file.write(f"{', ' if i else ''}{_dumps(video_id)}: {text}".encode())
+        file.write(f'}}, "external_data": {_dumps(external)}}}\n'.encode())
+
+
+def entries_text(video_id: str, detections: Detections, class_names: Mapping[int, str]) -> str:
+    """What a file of results says of one video, in one line.
+
+    Raises:
+        RunError: as `write_results`.
+    """
+    return _dumps(_entries(video_id, detections, class_names))
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = None) -> None:
@@ -54,6 +70,21 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = None)
     data = (json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False) + "\n").encode()
     with replacing(path) as temporary:
         temporary.write_bytes(gzip.compress(data, mtime=0) if Path(path).suffix == ".gz" else data)
+
+
+def _dumps(content: Any) -> str:
+    return json.dumps(content, allow_nan=False, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def _open(path: Path, compressed: bool) -> Iterator[IO[bytes]]:
+    with open(path, "wb") as file:
+        if not compressed:
+            yield file
+            return
+        # Neither time nor name: equal detections are equal files.
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+            yield packed
 
 
 def read_results(

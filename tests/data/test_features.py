@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rdfa.data.features import (
     EXTENSIONS,
     FeatureFile,
     FeatureFinder,
+    count_clips,
     join_features,
     list_entries,
     load_features,
@@ -362,3 +364,29 @@ def test_real_features():
 def test_real_torch_file_with_a_configuration_inside(kind):
     with pytest.raises(RunError, match=r"needs omegaconf\.dictconfig\.DictConfig to be unpickled"):
         load_features(real(f"features_i3d_video_features/v_GGSY1Qvo990_pwc_24_12_15_{kind}.pt"))
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_clips_are_counted_in_every_kind_of_file(tmp_path, extension):
+    if ".h5" in extension or ".hdf5" in extension:
+        pytest.importorskip("h5py")
+    save(tmp_path / f"a{extension}", X_TC)
+    assert count_clips(FeatureFile(tmp_path / f"a{extension}")) == 5
+
+
+def test_a_header_suffices_to_count_the_clips(tmp_path):
+    """And a file that ends early is refused for what it is."""
+    np.save(tmp_path / "a.npy", np.full((7, 4), np.nan))
+    assert count_clips(FeatureFile(tmp_path / "a.npy")) == 7
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-9])
+    with pytest.raises(RunError, match="damaged"):
+        count_clips(FeatureFile(tmp_path / "a.npy"))
+
+
+def test_threads_may_read_at_once(tmp_path):
+    """What torch lets its reader rebuild is a setting of the process: a thread must not take it from another."""
+    for i in range(40):
+        torch.save(X_TC + i, tmp_path / f"{i}.pt")
+    with ThreadPoolExecutor(8) as pool:
+        arrays = list(pool.map(lambda i: load_features(tmp_path / f"{i}.pt"), list(range(40)) * 5))
+    assert [array[0, 0] for array in arrays] == [i - 1 for i in range(40)] * 5

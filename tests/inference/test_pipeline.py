@@ -12,7 +12,8 @@ from rdfa.data.dataset import FeatureDataset
 from rdfa.data.settings import DatasetSettings
 from rdfa.deploy.manifest import feature_spec
 from rdfa.errors import RunError
-from rdfa.inference.pipeline import Runner, batches_of_equal_length, detect_videos, run_module, run_session
+from rdfa.inference.batches import load_batches, plan_batches
+from rdfa.inference.pipeline import Runner, detect_videos, run_module, run_session
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import build_detector
 from rdfa.runtime.session import Session
@@ -52,8 +53,12 @@ def finds_one(features_BCT, mask_BT):
 
 
 def run(dataset, forward=finds_one, batch_size=1, **options):
-    batches = batches_of_equal_length(dataset, batch_size, 0.0, MULTIPLE)
-    return dict(detect_videos(Runner(forward, points), batches, dataset.settings, POST, **options))
+    runner = Runner(forward, points)
+    return dict(detect_videos(runner, batches(dataset, batch_size, MULTIPLE), dataset.settings, POST, **options))
+
+
+def batches(dataset, batch_size, multiple=32):
+    return load_batches(dataset, plan_batches(dataset, batch_size, multiple), 0.0, multiple)
 
 
 def test_seconds_are_those_of_the_definition(open_dataset):
@@ -90,7 +95,7 @@ def test_videos_are_padded_by_the_rule_and_batched_by_length(open_dataset):
 
     dataset = open_dataset([5, 33, 32, 40, 41, 7, 9])
     assert set(run(dataset, forward, batch_size=2)) == {f"v{i}" for i in range(7)}
-    assert seen == [(32, [5, 32]), (40, [33, 40]), (32, [7, 9]), (48, [41])]
+    assert seen == [(48, [41]), (40, [33, 40]), (32, [5, 32]), (32, [7, 9])]
 
 
 def test_features_reach_the_detector_unchanged(open_dataset):
@@ -148,7 +153,7 @@ def test_module_and_session_give_the_same(open_dataset, tiny):
     dataset = open_dataset([20, 64, 70])
     post = PostProcessingSettings(pre_nms_thresh=0.0, max_seg_num=20)
     results = [
-        dict(detect_videos(runner, batches_of_equal_length(dataset, 1, 0.0, 32), dataset.settings, post))
+        dict(detect_videos(runner, batches(dataset, 1), dataset.settings, post))
         for runner in (run_module(detector), run_session(session, config.model))
     ]
     assert results[0].keys() == results[1].keys() == {"v0", "v1", "v2"}
@@ -163,8 +168,7 @@ def test_the_batch_size_changes_nothing(open_dataset, tiny):
     dataset = open_dataset([20, 30, 31, 50, 64])
     post = PostProcessingSettings(pre_nms_thresh=0.0, max_seg_num=5)
     single, pairs = (
-        dict(detect_videos(run_module(tiny[1]), batches_of_equal_length(dataset, n, 0.0, 32), dataset.settings, post))
-        for n in (1, 2)
+        dict(detect_videos(run_module(tiny[1]), batches(dataset, n), dataset.settings, post)) for n in (1, 2)
     )
     for video_id, found in single.items():
         np.testing.assert_allclose(found.scores_N, pairs[video_id].scores_N, rtol=1e-4)
@@ -176,4 +180,4 @@ def test_a_video_too_long_is_an_error_that_names_it(open_dataset, tiny):
     longest = tiny[1].generator.max_frames
     dataset = open_dataset([longest + 1])
     with pytest.raises(RunError, match=rf"video v0: {longest + 32} frames"):
-        list(detect_videos(runner, batches_of_equal_length(dataset, 1, 0.0, 32), dataset.settings, POST))
+        list(detect_videos(runner, batches(dataset, 1), dataset.settings, POST))

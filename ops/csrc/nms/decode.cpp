@@ -1,6 +1,7 @@
 // Only the logits that survive become scores: the score being a monotonous function of the logit, each comparison of
 // scores is replaced by one of logits with the least logit that passes it, which bisection finds exactly.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -57,6 +58,21 @@ uint32_t kth_largest(const std::vector<uint32_t>& keys, int64_t k, std::vector<u
   return bucket_keys[k - 1];
 }
 
+constexpr int32_t BLOCK = 32;
+
+typedef float Floats __attribute__((vector_size(16), may_alias, aligned(4)));
+typedef uint32_t Bits __attribute__((vector_size(16)));
+
+// Bit k says whether logits[k] passes, for the next BLOCK. Compilers leave the plain loop with a jump per logit.
+uint32_t passing_bits(const float* logits, float threshold) {
+  Bits passing{};
+  for (uint32_t k = 0; k < BLOCK; k += 4) {
+    const Bits passes = reinterpret_cast<Bits>(*reinterpret_cast<const Floats*>(logits + k) >= threshold);
+    passing |= passes & (Bits{1, 2, 4, 8} << k);
+  }
+  return passing[0] | passing[1] | passing[2] | passing[3];
+}
+
 struct Candidate {
   float score;
   int32_t index;
@@ -93,17 +109,25 @@ Detections decode(const Outputs& out, const DecodeSettings& settings) {
     for (last = first + 1; last < out.P && out.points[4 * last + 3] == stride;) ++last;
 
     const float* logits = out.logits + first * out.C;
-    keys.resize((last - first) * out.C);
-    indices.resize(keys.size());
     size_t count = 0;
-    for (int64_t p = first; p < last; ++p) {
-      if (!out.mask[p]) continue;
-      const int32_t from = static_cast<int32_t>((p - first) * out.C), to = from + static_cast<int32_t>(out.C);
-      for (int32_t i = from; i < to; ++i) {  // without a branch: about half of the logits may pass
-        keys[count] = to_key(logits[i]);
-        indices[count] = i;
-        count += logits[i] >= threshold;
+    const auto take = [&](int32_t from, uint32_t passing) {
+      if (keys.size() < count + BLOCK) {
+        keys.resize(2 * count + BLOCK);
+        indices.resize(keys.size());
       }
+      for (; passing; passing &= passing - 1) {
+        const int32_t i = from + std::countr_zero(passing);
+        keys[count] = to_key(logits[i]);
+        indices[count++] = i;
+      }
+    };
+    for (int64_t p = first, end; p < last; p = end) {  // a run of valid points, whose logits lie together
+      for (end = p + 1; end < last && out.mask[end] == out.mask[p];) ++end;
+      if (!out.mask[p]) continue;
+      int32_t i = static_cast<int32_t>((p - first) * out.C);
+      const int32_t to = static_cast<int32_t>((end - first) * out.C);
+      for (; i + BLOCK <= to; i += BLOCK) take(i, passing_bits(logits + i, threshold));
+      for (; i < to; ++i) take(i, logits[i] >= threshold);
     }
     keys.resize(count);
 
@@ -120,7 +144,7 @@ Detections decode(const Outputs& out, const DecodeSettings& settings) {
     }
     level.clear();
     for (size_t i = 0; i < count; ++i) {
-      const float logit = logits[indices[i]];
+      const float logit = from_key(keys[i]);
       if (logit >= sure || (logit >= tied && ties-- > 0)) level.push_back({score_of(logit), indices[i]});
     }
     sort_by_score(level, scratch);

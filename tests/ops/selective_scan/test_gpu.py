@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: against the reference in float64, as torch operators, compiled, repeated, and sanitized."""
+"""The Triton kernels on a GPU: against the reference in float64, as torch operators, compiled, repeated, sanitized."""
 
 import shutil
 import subprocess
