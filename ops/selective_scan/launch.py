@@ -118,8 +118,9 @@ def backward(
     for result, given in zip(results, (du, ddelta, dz)):
         if result is not given:
             given.copy_(result)
-    *dA, dD, dbias = sums.view(segments, N + 2, rows // shared, shared, tile.lanes).sum((0, 2, 4))
-    return torch.stack(dA, 1), dB, dC, dD, dbias
+    total = sums.view(segments, N + 2, rows // shared, shared, tile.lanes).sum((0, 2, 4))
+    # Of an operator, no result may be a view of another.
+    return total[:N].t().contiguous(), dB, dC, total[N].clone(), total[N + 1].clone()
 
 
 def _access(u):

@@ -57,7 +57,7 @@ def test_values_and_gradients(shape, layout, dtype):
 def test_every_tile_and_segments(monkeypatch, tile, blocks, length):
     monkeypatch.setattr(tiles, "forward_tile", lambda *sizes: tile)
     monkeypatch.setattr(tiles, "segment", lambda *sizes: blocks)
-    check((2, 37, 16, length), reverse=length == 272)
+    check((2, 37, 2, length), reverse=length == 272)
 
 
 @pytest.mark.parametrize("softplus", [True, False])
@@ -170,7 +170,7 @@ def test_compiled_training_is_not_recompiled_for_another_length(monkeypatch):
             loss.backward()
             results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
         for expected, value in zip(*results):
-            torch.testing.assert_close(value, expected)
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
         counts.append(kernels_compiled())
     assert counter.frame_count == 1 and counts[0] == counts[-1]
 
