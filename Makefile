@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | test-gpu: each sets up .venv first, from nothing but Python 3.11+, make and a C++ compiler.
+# make demo | test | lint | bench | test-gpu | bench-gpu: each sets up .venv first, from nothing but Python 3.11+, make and a C++ compiler.
 #
 # PYTHON=python3.12      another interpreter
 # PIP_FLAGS=...          flags for pip, for example: --index-url https://download.pytorch.org/whl/cpu
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 DEMO ?= demo
 
-.PHONY: setup demo test lint bench test-gpu clean
+.PHONY: setup demo test lint bench test-gpu bench-gpu clean
 
 setup: $(VENV)/installed
 	@$(RUN) -m ops.build
@@ -42,10 +42,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 bench: setup
-	$(RUN) serve_bench.py --kernels --output benchmarks/results
+	$(RUN) serve_bench.py --kernels --device cpu --output benchmarks/results/cpu
 
 test-gpu: setup
 	$(RUN) -m pytest -q -m gpu tests
+
+bench-gpu: setup
+	$(RUN) serve_bench.py --kernels --device cuda --output benchmarks/results/gpu
 
 clean:
 	rm -rf $(VENV) $(DEMO) build ops/*.so

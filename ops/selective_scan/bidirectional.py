@@ -101,7 +101,9 @@ def _backward(grad_y, u, delta, A, B, C, D, z, delta_bias, states):
         softplus=True,
     )  # fmt: skip
     dB, dC = (m[:, :, 0].to(B.dtype) for m in (dB, dC))
-    dz = dz.view(2, S, E // len(A), len(A), L).sum(2)
+    branches = E // len(A)
+    if branches > 1:  # each has its share
+        dz = dz.view(2, S, branches, len(A), L).sum(2)
     return du, ddelta, dA, dB, dC, dD, dz, dbias
 
 

@@ -19,8 +19,8 @@ WARPS_PER_PROCESSOR = 12
 EMPTY_WAVE = 0.6
 # What a wave takes before its first step, in steps of the tile with one row.
 WAVE_START = 170
-# Blocks that a segment has at least: before it come the costs of a launch and of joining segments.
-FORWARD_SEGMENT, BACKWARD_SEGMENT = 16, 4
+# Blocks that a segment has at least: the forward, which does all exponentials twice, must gain more by them.
+FORWARD_SEGMENT, BACKWARD_SEGMENT = 16, 1
 # Waves that segments are to fill. The forward then does its exponentials twice: only for far too few rows.
 FORWARD_WAVES, BACKWARD_WAVES = 0.25, 1.0
 
@@ -46,10 +46,8 @@ class Tile:
 
 FORWARD_TILES = (
     Tile(32, 1, 16, 168, (450, 616)),
-    Tile(16, 2, 8, 168, (235, 321)),
     Tile(8, 4, 8, 168, (137, 169)),
     Tile(4, 8, 8, 168, (67, 93)),
-    Tile(2, 16, 8, 168, (37, 49)),
     Tile(1, 32, 8, 168, (15, 27)),
 )
 

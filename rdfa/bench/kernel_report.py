@@ -13,7 +13,8 @@ from rdfa.bench.gpu_accuracy import AccuracyRow
 from rdfa.bench.gpu_kernels import MAMBA, OURS
 from rdfa.bench.kernel_cases import NATIVE
 from rdfa.bench.kernel_rows import PLAIN, KernelRow
-from rdfa.bench.results import replacing, write_json
+from rdfa.bench.results import write_json
+from rdfa.files import replacing
 
 COLUMNS = (
     "kernel", "layer", "batch", "D", "N/W", "L", "dtype", "mode", "native ms", "ns/element", "plain ms", "speed-up",

@@ -9,8 +9,6 @@ from typing import Any
 
 from rdfa.files import replacing
 
-__all__ = ["SCHEMA", "Row", "document", "replacing", "write_json"]
-
 SCHEMA = Path(__file__).with_name("results.schema.json")
 
 

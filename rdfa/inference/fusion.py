@@ -124,10 +124,8 @@ class ClassScores:
         kind = Path(self.path.name.removesuffix(".gz")).suffix
         if kind == ".npy":
             return list(THUMOS14_CLASSES.values()), self._untrimmed_net()
-        if kind in (".pkl", ".pickle"):
-            content = self._unpickled()
-        else:
-            content = parse_json(self.path, read_text(self.path))
+        pickled = kind in (".pkl", ".pickle")
+        content = self._unpickled() if pickled else parse_json(self.path, read_text(self.path))
         names = None
         if isinstance(content, dict) and isinstance(content.get("results"), dict):
             names = content.get("class", content.get("classes"))

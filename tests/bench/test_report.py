@@ -12,7 +12,8 @@ from rich.console import Console
 
 from rdfa.bench import environment as environments
 from rdfa.bench import report
-from rdfa.bench.results import SCHEMA, Row, document, replacing, write_json
+from rdfa.bench.results import SCHEMA, Row, document, write_json
+from rdfa.files import replacing
 from tests.bench.fakes import MACHINE
 
 VALID = Row(

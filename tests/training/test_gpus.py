@@ -1,9 +1,13 @@
 """Training and evaluation on a GPU, and on two that nccl joins."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from rdfa.config import load
+from rdfa.data.synthetic import write_dataset
+from rdfa.training.trainer import Trainer
 from tests.training.group import exit_code, run_group
 from tests.training.test_distributed import one_step
 from tests.training.tiny import flags, make_dataset, metrics
@@ -52,3 +56,30 @@ def test_half_precision_trains_resumes_and_is_evaluated(dataset, tmp_path, preci
         )
         found.append((tmp_path / "run" / "test.json").read_text())
     assert found[0] == found[-1]
+
+
+def loss_curve(folder, device, steps=100):
+    """Losses of the first steps of the demo's training, without drop path, whose random numbers depend on the device."""
+    torch.backends.cudnn.allow_tf32 = False
+    settings = (
+        f"Dataset.annotation_file = '{folder / 'data' / 'annotations.json'}'",
+        f"Dataset.feature_dir = '{folder / 'data' / 'features'}'",
+        "StemModule.drop_path_rate = 0.0",
+        "BranchModule.drop_path_rate = 0.0",
+        f"Training.device = '{device}'",
+    )
+    trainer = Trainer(load([str(Path(__file__).parents[2] / "gin" / "demo.gin")], settings), folder / device)
+    losses, epoch = [], 0
+    while len(losses) < steps:
+        epoch += 1
+        trainer.batch = 0
+        losses += [trainer._iteration(batch)["loss"] for batch in trainer.loader.epoch(epoch)]
+    return torch.tensor(losses[:steps], dtype=torch.float64)
+
+
+def test_the_loss_follows_that_of_a_cpu(tmp_path):
+    """The kernels of the two devices have nothing in common but what they compute."""
+    write_dataset(tmp_path / "data")
+    on_gpu, on_cpu = (loss_curve(tmp_path, device) for device in ("cuda", "cpu"))
+    assert on_cpu[-1] < 0.7 * on_cpu[0]
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=0)
