@@ -59,7 +59,7 @@ def test_half_precision_trains_resumes_and_is_evaluated(dataset, tmp_path, preci
 
 
 def loss_curve(folder, device, steps=100):
-    """Losses of the first steps of the demo's training, without drop path, whose random numbers depend on the device."""
+    """Losses of the demo's first steps, without drop path, whose random numbers depend on the device."""
     torch.backends.cudnn.allow_tf32 = False
     settings = (
         f"Dataset.annotation_file = '{folder / 'data' / 'annotations.json'}'",

@@ -94,7 +94,7 @@ def test_backward_stays_as_lean_as_it_was():
 @pytest.mark.parametrize("lengths, kernels", [((2304, 1152, 288), 1), ((33, 1, 577), 1), ((144, 176), 1)])
 def test_a_new_length_compiles_nothing(monkeypatch, lengths, kernels):
     """Three kinds of length share a kernel each: multiples of the block, of an access, and any other."""
-    monkeypatch.setattr(tiles, "forward_tile", lambda *sizes: tiles.FORWARD_TILES[-1])
+    monkeypatch.setattr(tiles, "forward_tile", lambda *sizes: tiles.FORWARD_TILES[1])
     compiled = set()
     for i, length in enumerate(lengths):
         tensors, _ = cases.make_bidirectional(i + 1, 1, 32, 2, length, torch.bfloat16)
