@@ -90,12 +90,9 @@ def backward(
     grad_y, u, delta, z = _time_contiguous(grad_y, u, delta, z)
     D, delta_bias, grad_last_state = _contiguous(D, delta_bias, grad_last_state)
     A, BC = _scaled(A), _pack(B, C, tile, reverse)
-    results = [t if t is None or t.stride(-1) == 1 else torch.empty_like(t).contiguous() for t in (du, ddelta, dz)]
-    q, sums, slots = (
-        empty(segments, N, rows),
-        empty(segments, N + 2, rows, tile.lanes),
-        empty(programs, blocks * N * 2 * tile.block),
-    )
+    results = [t if t is None or t.stride(-1) == 1 else t.new_empty(t.shape) for t in (du, ddelta, dz)]
+    q, sums = empty(segments, N, rows), empty(segments, N + 2, rows, tile.lanes)
+    slots = empty(programs, blocks * N * 2 * tile.block)
     dB, dC = empty(*B.shape), empty(*C.shape)
     with torch.cuda.device_of(u):
         if segments > 1:
