@@ -25,7 +25,7 @@ def program(tmp_path_factory) -> Path:
     if shutil.which("cmake") is None:
         return artifacts.cpp_program(artifacts.CPP_EXAMPLE / "detect.cpp")
     folder = tmp_path_factory.mktemp("build")
-    # Without debugging information, which takes half of the time.
+    # Without debugging information, which takes long to write.
     options = [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", "-DCMAKE_BUILD_TYPE=Debug"]
     options.append("-DCMAKE_CXX_FLAGS_DEBUG=")
     for command in (["cmake", "-S", artifacts.CPP_EXAMPLE, "-B", folder, *options], ["cmake", "--build", folder]):
