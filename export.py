@@ -9,6 +9,9 @@ writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), 
     torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed
     onnx          detector.onnx                          ONNX Runtime, no library needed
 
+--triton_repository DIR writes the same files once more, as Triton Inference Server wants them, with a README of the
+command that starts it; it needs tritonclient (pip install 'rdfa-s6[triton_server]').
+
 The averaged (EMA) weights of the best checkpoint are exported unless --checkpoint names another. A file that differs
 from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written.
 """
@@ -30,11 +33,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", metavar="PATH", help="best, latest or a step folder (default: best)")
     parser.add_argument("--output", required=True, metavar="OUT", help="artifact directory to make, or to replace")
     parser.add_argument("--formats", default="torchscript,onnx", help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--triton_repository", metavar="DIR", help="model repository for Triton Inference Server, made from OUT"
+    )
     parser.add_argument("--dtype", default="float32", help="number format of the files (default: %(default)s)")
     args = parser.parse_args(argv)
     # After the flags are known to be good: this imports torch.
     from rdfa import deploy
+    from rdfa.deploy import triton_repository
 
+    if args.triton_repository:
+        triton_repository.check(args.triton_repository)
     console = Console()
     with console.status("reading the run") as status:
 
@@ -47,6 +56,9 @@ def main(argv: list[str] | None = None) -> None:
         manifest = deploy.export(args.run_dir, args.output, args.checkpoint, formats, args.dtype, report)
     console.print(_table(manifest))
     console.print(f"written to {args.output}", highlight=False)
+    if args.triton_repository:
+        models = triton_repository.write(args.output, args.triton_repository)
+        console.print(f"{', '.join(models)}: {args.triton_repository}", highlight=False)
 
 
 def _table(manifest: dict) -> Table:

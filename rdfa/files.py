@@ -1,8 +1,9 @@
-"""Output files that appear under their names only when they are complete."""
+"""Output files and folders that appear under their names only when they are complete."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rdfa.errors import RunError, UsageError
@@ -43,3 +44,35 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise RunError(f"cannot write {path}: {error.strerror or error}; make room, or name another place") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path, is_ours: Callable[[Path], bool], kind: str) -> None:
+    """Raises UsageError unless the folder `path` is absent, empty, or by `is_ours` one that may be replaced.
+
+    Args:
+        kind: what such a folder is called, with its article.
+    """
+    if path.is_dir() and (is_ours(path) or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise UsageError(f"{path} exists and is not {kind}: name another folder, or remove it")
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that takes its place when the block succeeds, and vanishes when it fails.
+
+    Raises:
+        UsageError: the folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {path}: {error.strerror}; give a folder of yours") from error
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        directory = Path(scratch) / "new"
+        directory.mkdir()
+        yield directory
+        if path.exists():
+            os.replace(path, Path(scratch) / "old")
+        os.replace(directory, path)

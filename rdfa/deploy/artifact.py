@@ -1,11 +1,9 @@
 """From a run directory to an artifact directory, all or nothing."""
 
-import contextlib
 import importlib
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from rdfa.config import Config
 from rdfa.deploy import manifest as manifests
 from rdfa.deploy import verify
 from rdfa.errors import RunError, UsageError
+from rdfa.files import check_replaceable, replacing_folder
 from rdfa.inference.fusion import AGNOSTIC_NAMES
 from rdfa.modeling.detector import Detector
 from rdfa.run_dir import RunDirectory, load_detector, write_weights
@@ -54,13 +53,13 @@ def export(
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: this version exports {', '.join(DTYPES)}")
     output = Path(output)
-    _check_replaceable(output)
+    check_replaceable(output, _is_artifact, "an artifact")
     run = RunDirectory(run_dir)
     folder = run.checkpoint(checkpoint)
     detector, config = load_detector(run_dir, folder)
     source = {"run": run.path.resolve().name, "checkpoint": folder.name, "weights": "ema"}
     manifest = manifests.describe(config, _class_list(run, config), source)
-    with _staged(output) as directory:
+    with replacing_folder(output) as directory:
         _write_files(detector, config, directory, manifest, formats, dtype, report)
         manifests.write(directory, manifest)
         _verify_files(detector, config, directory, manifest, formats, report)
@@ -111,24 +110,5 @@ def _class_list(run: RunDirectory, config: Config) -> list[str]:
     return [names.get(label, f"class_{label}") for label in range(config.model.cls_head.num_classes)]
 
 
-def _check_replaceable(output: Path) -> None:
-    if output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir())):
-        return
-    if output.exists():
-        raise UsageError(f"{output} exists and is not an artifact: give another --output, or remove it")
-
-
-@contextlib.contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its place when the block succeeds, and vanishes when it fails."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make {output}: {error.strerror}; give a folder of yours") from error
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        directory = Path(scratch) / "new"
-        directory.mkdir()
-        yield directory
-        if output.exists():
-            os.replace(output, Path(scratch) / "old")
-        os.replace(directory, output)
+def _is_artifact(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()

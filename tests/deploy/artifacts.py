@@ -31,6 +31,8 @@ from rdfa.modeling.settings import (
 from tests.golden import rebuild
 
 CLASSES = {0: "jump", 2: "throw"}
+RUN_TORCHSCRIPT = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
+CPP_EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 
 
 def tiny_config(neck: str = "FPNIdentity") -> Config:
@@ -108,11 +110,11 @@ def _settings(input_c, width, classes, neck, stem=None, branch=None, **groups) -
 
 
 @functools.cache
-def cpp_program() -> Path:
-    """The C++ program of this folder, compiled against the installed torch."""
-    root, program = Path(torch.__file__).parent, Path(_folder().name) / "run_torchscript"
-    source = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
+def cpp_program(source: Path) -> Path:
+    """A C++ program of one file, compiled against the installed torch and the headers of the example."""
+    root, program = Path(torch.__file__).parent, Path(_folder().name) / source.stem
     include = [f"-isystem{root / 'include' / path}" for path in ("", "torch/csrc/api/include")]
+    include.append(f"-I{CPP_EXAMPLE}")
     link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{root / 'lib'}"]
     subprocess.run(["g++", "-std=c++20", "-O0", "-Wall", *include, str(source), *link, "-o", str(program)], check=True)
     return program
@@ -124,7 +126,7 @@ def run_in_cpp(artifact: Path, features, mask, fps: float, duration: float, fold
     np.save(folder / "mask.npy", mask)
     results = folder / "results"
     results.mkdir()
-    command = [cpp_program(), artifact / "librdfa_ops.so", artifact / "detector.ts.pt"]
+    command = [cpp_program(RUN_TORCHSCRIPT), artifact / "librdfa_ops.so", artifact / "detector.ts.pt"]
     command += [folder / "features.npy", folder / "mask.npy", fps, duration, results]
     answer = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr

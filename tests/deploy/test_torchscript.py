@@ -97,6 +97,7 @@ def test_cpp_program_gives_the_same(module, tmp_path):
     for i, wanted in enumerate(module.detect(features, mask, [25.0] * 2, [30.0] * 2)):
         for name, value in wanted._asdict().items():
             np.testing.assert_allclose(outputs[f"{name}_{i}"], value.numpy(), rtol=1e-5, atol=1e-4)
-    libraries = subprocess.run(["ldd", artifacts.cpp_program()], capture_output=True, text=True, check=True).stdout
+    program = artifacts.cpp_program(artifacts.RUN_TORCHSCRIPT)
+    libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
     assert "libtorch" in libraries
     assert "libpython" not in libraries

@@ -10,32 +10,15 @@
 #include <cstdint>
 #include <fstream>
 #include <iostream>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "npy.h"
+
 namespace {
 
-// Version 1.0 of the format, C order, as numpy.save writes it: magic, header length, a dictionary as text, raw values.
-torch::Tensor read_npy(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  char magic[8];
-  uint16_t length = 0;
-  if (!file.read(magic, 8) || !file.read(reinterpret_cast<char*>(&length), 2)) throw std::runtime_error("no .npy: " + path);
-  std::string header(length, ' ');
-  file.read(header.data(), length);
-  const bool is_bool = header.find("'|b1'") != std::string::npos;
-  if (!is_bool && header.find("'<f4'") == std::string::npos) throw std::runtime_error("unexpected type in " + path);
-  std::vector<int64_t> shape;
-  std::stringstream sizes(header.substr(header.find('(') + 1));
-  for (int64_t size; sizes >> size; sizes.ignore(1)) shape.push_back(size);
-  auto tensor = torch::empty(shape, is_bool ? torch::kBool : torch::kFloat32);
-  file.read(static_cast<char*>(tensor.data_ptr()), static_cast<std::streamsize>(tensor.nbytes()));
-  if (!file) throw std::runtime_error("too short: " + path);
-  return tensor;
-}
-
+// In the form that rdfa::read_npy reads.
 void write_npy(const std::string& path, const torch::Tensor& value) {
   const auto tensor = value.contiguous();
   const char* type = tensor.scalar_type() == torch::kBool ? "|b1" : tensor.scalar_type() == torch::kLong ? "<i8" : "<f4";
@@ -57,7 +40,7 @@ int main(int argc, char** argv) try {
   if (dlopen(argv[1], RTLD_NOW) == nullptr) throw std::runtime_error(dlerror());
   torch::InferenceMode guard;
   auto module = torch::jit::load(argv[2]);
-  const auto features = read_npy(argv[3]), mask = read_npy(argv[4]);
+  const auto features = rdfa::read_npy(argv[3]), mask = rdfa::read_npy(argv[4]);
   const std::string folder = std::string(argv[7]) + "/";
 
   const auto outputs = module.forward({features, mask}).toTuple();
