@@ -106,7 +106,7 @@ def test_file_that_torch_cannot_load(tmp_path):
     (tmp_path / "detector.pt2").write_bytes(b"PK and nothing more")
     entry = {"processor": torch.backends.cpu.get_cpu_capability()}
     manifest = {"files": {"detector.pt2": entry}, "versions": {"torch": "2.99"}}
-    with pytest.raises(RunError, match="made with torch 2.99, does not load") as caught:
+    with pytest.raises(RunError, match=r"made with torch 2\.99, does not load") as caught:
         aoti_backend.start(tmp_path / "detector.pt2", manifest, "cpu", None)
     assert "\n" not in str(caught.value)
 
