@@ -10,7 +10,7 @@ writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), 
     onnx          detector.onnx                          ONNX Runtime, no library needed
     aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
 
-aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or more.
+aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two.
 The averaged (EMA) weights of the best checkpoint are exported unless --checkpoint names another. A file that differs
 from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written.
 """

@@ -29,7 +29,7 @@ FORMATS = {
     "onnx": ("detector.onnx", "onnxruntime"),
     "aoti": ("detector.pt2", "aoti"),
 }
-DEFAULT_FORMATS = ("torchscript", "onnx")  # aoti compiles C++, which takes a minute or more
+DEFAULT_FORMATS = ("torchscript", "onnx")  # aoti compiles C++, which takes a minute or two
 DTYPES = ("float32",)
 NATIVE = {"torchscript", "aoti"}  # formats that run on the operator library
 WEIGHTS = "model.safetensors"
