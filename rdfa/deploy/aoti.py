@@ -85,9 +85,10 @@ def _settings() -> dict[str, Any]:
         # Otherwise the number of threads of this process is compiled in.
         "cpp.dynamic_threads": True,
     }
+    optional = {"aot_inductor.enable_frame_pointer": False}  # and with them debug symbols, two megabytes
     architecture = ARCHITECTURES.get(torch.backends.cpu.get_cpu_capability())
     if architecture is not None:
-        settings["cpp.simdlen"] = architecture[1]
-        if hasattr(inductor_config.cpp, "march"):  # older versions of torch know only this very processor
-            settings["cpp.march"] = architecture[0]
-    return settings
+        optional["cpp.march"], settings["cpp.simdlen"] = architecture
+    # Older versions of torch lack some of these; without cpp.march they compile for this very processor.
+    known = inductor_config.get_config_copy()
+    return settings | {name: value for name, value in optional.items() if name in known}

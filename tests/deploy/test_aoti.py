@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -63,7 +66,11 @@ def test_manifest_vouches_for_it(artifact):
 
 
 def test_kernels_use_the_threads_of_the_session(artifact, threads):
-    """Those of the exporting process, one, are not compiled in; the sums do not depend on them."""
+    """Those of the exporting process are not compiled in, and the results do not depend on them."""
+    with zipfile.ZipFile(artifact / "detector.pt2") as package:
+        source = next(package.read(name).decode() for name in package.namelist() if name.endswith(".kernel.cpp"))
+    assert "#pragma omp parallel\n" in source
+    assert "num_threads" not in source
     inputs = make_inputs(2, 1184)
     threads(2)
     two = runtime.load(artifact, "aoti", threads=2).run(*inputs)
@@ -100,6 +107,23 @@ def test_processor_must_have_the_instructions(artifact, monkeypatch, here, compi
     else:
         with pytest.raises(UsageError, match=f"compiled for processors with {compiled_for}, this one has {here}"):
             aoti_backend.start(artifact / "detector.pt2", manifest, "cpu", None)
+
+
+def test_runs_on_the_artifacts_own_library(artifact):
+    """As on a machine that has torch and this file: no operators installed, no compiler imported."""
+    code = """
+import importlib.util, sys
+import numpy as np
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "ops" else find(name)
+from rdfa import runtime
+session = runtime.load(sys.argv[1], "aoti", threads=1)
+print(session.run(np.ones((1, 6, 4), np.float32), np.ones((1, 4), bool)).cls_logits.shape)
+print(sorted({"ops", "rdfa.modeling", "rdfa.training", "torch._inductor.compile_fx"} & set(sys.modules)))
+"""
+    answer = subprocess.run([sys.executable, "-c", code, str(artifact)], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "(1, 6, 3)\n[]\n"
 
 
 def test_file_that_torch_cannot_load(tmp_path):
