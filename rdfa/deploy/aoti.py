@@ -3,9 +3,8 @@
 
     (features, mask) -> (cls_logits, offsets, point_mask)
 
-Weights are constants of the package, packed for oneDNN's products, about twice as fast as the plain ones on many
-processors. The package holds machine code: it runs on processors with the vector instructions of the one that
-compiled it (AVX2 or AVX-512), and needs the torch that made it, or a newer one.
+Weights are constants of the package, packed for oneDNN's products. The package holds machine code: it runs on
+processors with the vector instructions of the one that compiled it (AVX2 or AVX-512), in the torch that made it.
 """
 
 import copy
