@@ -8,6 +8,9 @@ writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), 
 
     torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed
     onnx          detector.onnx                          ONNX Runtime, no library needed
+    aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
+
+aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two.
 
 --triton_repository DIR writes the same files once more, as Triton Inference Server wants them, with a README of the
 command that starts it; it needs tritonclient (pip install 'rdfa-s6[triton_server]').

@@ -1,8 +1,8 @@
-"""Export a trained detector: TorchScript, ONNX, the manifest, and the proof that both are right.
+"""Export a trained detector: TorchScript, ONNX, AOTInductor, the manifest, and the proof that all are right.
 
 manifest = rdfa.deploy.export("RUN", "OUT", formats=["torchscript", "onnx"])
 """
 
-from rdfa.deploy.artifact import DTYPES, FORMATS, export
+from rdfa.deploy.artifact import DEFAULT_FORMATS, DTYPES, FORMATS, export
 
-__all__ = ["DTYPES", "FORMATS", "export"]
+__all__ = ["DEFAULT_FORMATS", "DTYPES", "FORMATS", "export"]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ops import library
 from rdfa import runtime
 from rdfa.config import Config
@@ -21,8 +23,14 @@ from rdfa.runtime.manifest import MANIFEST
 from rdfa.settings import nearest
 
 # Format -> file, and the backend that proves it.
-FORMATS = {"torchscript": ("detector.ts.pt", "torchscript"), "onnx": ("detector.onnx", "onnxruntime")}
+FORMATS = {
+    "torchscript": ("detector.ts.pt", "torchscript"),
+    "onnx": ("detector.onnx", "onnxruntime"),
+    "aoti": ("detector.pt2", "aoti"),
+}
+DEFAULT_FORMATS = ("torchscript", "onnx")  # aoti compiles C++, which takes a minute or two
 DTYPES = ("float32",)
+NATIVE = {"torchscript", "aoti"}  # formats that run on the operator library
 WEIGHTS = "model.safetensors"
 
 
@@ -30,7 +38,7 @@ def export(
     run_dir: str | os.PathLike,
     output: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = DEFAULT_FORMATS,
     dtype: str = "float32",
     report: Callable[[str], None] = lambda step: None,
 ) -> dict[str, Any]:
@@ -79,11 +87,17 @@ def _write_files(detector, config, directory, manifest, formats, dtype, report) 
         writer = importlib.import_module(f"rdfa.deploy.{name}")
         if name == "onnx":
             writer.export(detector, path, manifest, interface, time)
-        else:
+            manifests.add_file(manifest, path, name, **facts)
+        elif name == "torchscript":
             writer.export(detector, path, manifest, config.post, time)
-            shutil.copyfile(library.path(), directory / library.path().name)
-            manifests.add_file(manifest, directory / library.path().name, "library")
-        manifests.add_file(manifest, path, name, **facts)
+            manifests.add_file(manifest, path, name, **facts)
+        else:
+            writer.export(detector, path, time)
+            processor = torch.backends.cpu.get_cpu_capability()
+            manifests.add_file(manifest, path, name, processor=processor, **facts)
+    if NATIVE.intersection(formats):
+        shutil.copyfile(library.path(), directory / library.path().name)
+        manifests.add_file(manifest, directory / library.path().name, "library")
 
 
 def _verify_files(detector: Detector, config: Config, directory: Path, manifest, formats, report) -> None:

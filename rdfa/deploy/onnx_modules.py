@@ -2,7 +2,7 @@
 
 Each computes what the part it stands for computes, up to rounding, for every batch size and length:
 
-- `GatherGatePool`: the exporter writes the traced length into an adaptive pooling, silently.
+- `GatherGatePool`: the exporter writes the traced length into an adaptive pooling, silently (`rdfa.deploy.gate_pool`).
 - `FusedBiS6`: one scan for all widths and both directions of a block, because in ONNX a scan costs per step, not per
   channel.
 - `column_gate`: ONNX Runtime (seen in 1.21 to 1.32) fuses a transposed operand into a product with a vector, and
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops.selective_scan import export
+from rdfa.deploy.gate_pool import GatherGatePool
 from rdfa.modeling.backbone import DualBiS6Block
 from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
 from rdfa.modeling.layers import GatePool
@@ -44,29 +45,6 @@ def column_gate(block: DualBiS6Block) -> Callable[[Tensor], Tensor]:
         return block.sigmoid((y_BCE @ mean_E1).squeeze(2))
 
     return gate
-
-
-class GatherGatePool(nn.Module):
-    """`GatePool`: bin g is the mean from floor(g L / G) to ceil((g + 1) L / G).
-
-    Gathers all bins as wide as the widest, and divides their masked sum by the true width. (Differences of a cumulative
-    sum would be cheaper and lose digits.)
-    """
-
-    def __init__(self, pool: GatePool):
-        super().__init__()
-        self.length = pool.length
-
-    def forward(self, x_BLC: Tensor) -> Tensor:
-        length, bins = x_BLC.shape[1], self.length
-        bin_G = torch.arange(bins)
-        start_G = bin_G * length // bins
-        width_G = ((bin_G + 1) * length + bins - 1) // bins - start_G
-        step_W = torch.arange((length + bins - 1) // bins + 1)
-        index_GW = (start_G[:, None] + step_W).clamp(max=length - 1)
-        inside_GW1 = (step_W < width_G[:, None]).to(x_BLC.dtype)[:, :, None]
-        x_BGWC = x_BLC.index_select(1, index_GW.flatten()).unflatten(1, (bins, -1))
-        return ((x_BGWC * inside_GW1).sum(2) / width_G[:, None]).transpose(1, 2)
 
 
 class FusedBiS6(nn.Module):

@@ -1,4 +1,4 @@
-"""Load an artifact directory and run it: eager, TorchScript or ONNX Runtime behind one interface.
+"""Load an artifact directory and run it: eager, TorchScript, ONNX Runtime or AOTInductor behind one interface.
 
     session = rdfa.runtime.load("OUT", "onnxruntime", threads=2)
     outputs = session.run(features, mask)            # numpy in, numpy out
@@ -33,6 +33,7 @@ _BACKENDS = {
     "eager": _Backend("eager_backend", ("safetensors",), ("torch", "safetensors"), "pip install rdfa-s6"),
     "torchscript": _Backend("torchscript_backend", ("torchscript", "library"), ("torch",), "pip install rdfa-s6"),
     "onnxruntime": _Backend("onnx_backend", ("onnx",), ("onnxruntime",), "pip install 'rdfa-s6[onnx]'"),
+    "aoti": _Backend("aoti_backend", ("aoti", "library"), ("torch",), "pip install rdfa-s6"),
 }
 
 
@@ -54,7 +55,7 @@ def load(
 
     Args:
         artifact_dir: folder with a manifest.json, as export.py writes it.
-        backend: "eager", "torchscript" or "onnxruntime".
+        backend: "eager", "torchscript", "onnxruntime" or "aoti".
         device: "cpu"; "cuda" for the eager backend only.
         threads: CPU threads of one run; None leaves the backend's default.
 
@@ -83,6 +84,6 @@ def load(
 def _missing(backend: _Backend, manifest: dict) -> str | None:
     for file_format in backend.formats:
         if manifests.find(manifest, file_format) is None:
-            return f"the artifact has no {file_format} file: export it with --formats torchscript,onnx"
+            return f"the artifact has no {file_format} file: export it with --formats torchscript,onnx,aoti"
     absent = [name for name in backend.packages if importlib.util.find_spec(name) is None]
     return f"{', '.join(absent)} is not installed: {backend.remedy}" if absent else None

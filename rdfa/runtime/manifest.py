@@ -2,7 +2,8 @@
 
     OUT/manifest.json        what the artifact is: configuration, features, classes, files and their hashes, parity
     OUT/detector.ts.pt       TorchScript        OUT/detector.onnx     ONNX
-    OUT/model.safetensors    weights            OUT/librdfa_ops.so    operators for TorchScript
+    OUT/detector.pt2         AOTInductor        OUT/model.safetensors weights
+    OUT/librdfa_ops.so       operators for TorchScript and AOTInductor
 
 Standard library only: an artifact is read on machines that have nothing else.
 """

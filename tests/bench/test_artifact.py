@@ -34,8 +34,13 @@ def test_every_backend_that_is_present_is_measured(tmp_path, capsys):
     assert run(tmp_path) == 0, capsys.readouterr().err
     rows = rows_of(tmp_path)
     present = [name for name, reason in runtime.availability(tiny_artifact()).items() if reason is None]
-    assert set(rows) == {(name, batch) for name in ("eager_plain", *present) for batch in (1, 2)}
+    absent = {name for name, _ in rows if name not in ("eager_plain", *present)}
+    assert absent == {"aoti"}
+    assert set(rows) == {(name, batch) for name in ("eager_plain", "aoti", *present) for batch in (1, 2)}
     for (name, _), row in rows.items():
+        if name in absent:
+            assert "no aoti file" in row["verdict"]
+            continue
         assert row["verdict"] == "valid"
         assert 0 < row["parity"]["max_abs"] < 1e-4
         assert row["detections"]["matched"] >= 0.99 * row["detections"]["reference_count"] > 0
@@ -78,7 +83,7 @@ def test_post_processing_can_be_overridden(tmp_path):
             ("--gin_param", "StemModule.recurrent = 2"),
             "only PostProcessing can be set, not StemModule.recurrent",
         ),
-        (("--backends", "onnx"), "'onnx' is unknown; valid: all, eager, torchscript, onnxruntime"),
+        (("--backends", "onnx"), "'onnx' is unknown; valid: all, eager, torchscript, onnxruntime, aoti"),
         (("--time", "33"), "--time 33: this artifact takes a multiple of 2"),
     ],
     ids=["model", "backend", "time"],

@@ -8,6 +8,7 @@ import functools
 import subprocess
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from rdfa import deploy, run_dir
 from rdfa.config import Config
 from rdfa.data.settings import DatasetSettings
+from rdfa.deploy import verify
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.modeling.settings import (
     BranchModuleSettings,
@@ -89,9 +91,18 @@ def tiny_run() -> Path:
 
 @functools.cache
 def tiny_artifact() -> Path:
-    """The artifact of `tiny_run` in both formats, shared likewise."""
+    """The artifact of `tiny_run` in the default formats, shared likewise."""
     output = Path(_folder().name) / "artifact"
     deploy.export(tiny_run(), output)
+    return output
+
+
+@functools.cache
+def aoti_artifact() -> Path:
+    """The artifact of `tiny_run` for AOTInductor alone, shared likewise; to compile it takes about half a minute."""
+    output = Path(_folder().name) / "aoti_artifact"
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["aoti"])
     return output
 
 

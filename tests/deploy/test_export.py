@@ -103,7 +103,7 @@ def test_artifact_is_replaced_whole(quick, tmp_path):
     "others, message",
     [
         (["--formats", "torchscipt"], "did you mean 'torchscript'"),
-        (["--formats", "onnx,aoti"], "valid: onnx, torchscript"),
+        (["--formats", "onnx,pickle"], "valid: aoti, onnx, torchscript"),
         (["--dtype", "float16"], "exports float32"),
         (["--checkpoint", "nowhere"], "does not exist"),
     ],

@@ -14,7 +14,7 @@ from rdfa import runtime
 from rdfa.errors import RunError, UsageError
 from tests.deploy import artifacts
 
-BACKENDS = ["eager", "torchscript", "onnxruntime"]
+BACKENDS = ["eager", "torchscript", "onnxruntime"]  # of the default formats
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,10 @@ def artifact():
     return artifacts.tiny_artifact()
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=[*BACKENDS, pytest.param("aoti", marks=pytest.mark.slow)])
 def session(request, artifact):
-    return runtime.load(artifact, request.param, threads=1)
+    folder = artifacts.aoti_artifact() if request.param == "aoti" else artifact
+    return runtime.load(folder, request.param, threads=1)
 
 
 def make_inputs(batch=2, time=70):
@@ -39,8 +40,10 @@ def copy(artifact, tmp_path):
 
 
 def test_every_backend_is_listed_and_available(artifact):
-    assert runtime.backends() == BACKENDS
-    assert runtime.availability(artifact) == dict.fromkeys(BACKENDS)
+    assert runtime.backends() == [*BACKENDS, "aoti"]
+    reasons = runtime.availability(artifact)
+    assert "no aoti file" in reasons.pop("aoti")
+    assert reasons == dict.fromkeys(BACKENDS)
 
 
 @torch.no_grad()

@@ -1,0 +1,154 @@
+"""The AOTInductor file: outputs where it was not traced, threads, what it needs, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch._inductor import cpp_builder
+
+import export
+from ops import library
+from rdfa import cli, runtime
+from rdfa.deploy import aoti
+from rdfa.errors import RunError, UsageError
+from rdfa.runtime import aoti_backend
+from tests.deploy import artifacts
+
+pytestmark = pytest.mark.slow  # one compilation, of about half a minute
+
+
+@pytest.fixture(scope="module")
+def artifact():
+    return artifacts.aoti_artifact()
+
+
+@pytest.fixture(scope="module")
+def session(artifact):
+    return runtime.load(artifact, "aoti", threads=1)
+
+
+@pytest.fixture
+def copy(artifact, tmp_path):
+    return shutil.copytree(artifact, tmp_path / "copy")
+
+
+def make_inputs(batch, time):
+    rng = np.random.default_rng(time)
+    mask = np.arange(time) < np.linspace(1, time, batch)[:, None]
+    return rng.standard_normal((batch, 6, time), dtype=np.float32) * mask[:, None], mask
+
+
+@pytest.mark.parametrize("batch, time", [(1, 2), (5, 34), (2, 576), (1, 1154), (3, 4608)])
+@torch.no_grad()
+def test_equals_the_detector_at_sizes_that_were_not_traced(session, batch, time):
+    features, mask = make_inputs(batch, time)
+    outputs = session.run(features, mask)
+    detector = artifacts.tiny_detector(artifacts.tiny_config())
+    for value, wanted in zip(outputs, detector(torch.from_numpy(features), torch.from_numpy(mask)), strict=True):
+        assert value.shape == wanted.shape
+        np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_manifest_vouches_for_it(artifact):
+    files = json.loads((artifact / "manifest.json").read_text())["files"]
+    assert sorted(files) == ["detector.pt2", "librdfa_ops.so", "model.safetensors"]
+    entry = files["detector.pt2"]
+    assert entry["format"] == "aoti"
+    assert [value["name"] for value in entry["inputs"]] == ["features", "mask"]
+    assert [value["name"] for value in entry["outputs"]] == ["cls_logits", "offsets", "point_mask"]
+    assert entry["processor"] == torch.backends.cpu.get_cpu_capability()
+    assert len(entry["parity"]) == 3 and all(row["ok"] for row in entry["parity"])
+
+
+def test_kernels_use_the_threads_of_the_session(artifact, threads):
+    """Those of the exporting process are not compiled in, and the results do not depend on them."""
+    with zipfile.ZipFile(artifact / "detector.pt2") as package:
+        source = next(package.read(name).decode() for name in package.namelist() if name.endswith(".kernel.cpp"))
+    assert "#pragma omp parallel\n" in source
+    assert "num_threads" not in source
+    inputs = make_inputs(2, 1184)
+    threads(2)
+    two = runtime.load(artifact, "aoti", threads=2).run(*inputs)
+    one = runtime.load(artifact, "aoti", threads=1).run(*inputs)
+    for value, wanted in zip(two, one):
+        np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["detector.pt2", "librdfa_ops.so"])
+def test_flipped_bit(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"{name} differs from the SHA-256"):
+        runtime.load(copy, "aoti")
+
+
+@pytest.mark.parametrize(
+    "here, compiled_for, serves",
+    [
+        ("AVX512", "AVX2", True),
+        ("AVX512", "AVX512", True),
+        ("AVX2", "AVX512", False),
+        ("DEFAULT", "AVX2", False),
+        ("SVE256", "SVE256", True),
+        ("SVE256", "AVX2", False),
+    ],
+)
+def test_processor_must_have_the_instructions(artifact, monkeypatch, here, compiled_for, serves):
+    manifest = {"files": {"detector.pt2": {"processor": compiled_for}, "librdfa_ops.so": {"format": "library"}}}
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here)
+    if serves:
+        aoti_backend.start(artifact / "detector.pt2", manifest, "cpu", None)
+    else:
+        with pytest.raises(UsageError, match=f"compiled for processors with {compiled_for}, this one has {here}"):
+            aoti_backend.start(artifact / "detector.pt2", manifest, "cpu", None)
+
+
+def test_runs_on_the_artifacts_own_library(artifact):
+    """As on a machine that has torch and this file: no operators installed, no compiler imported."""
+    code = """
+import importlib.util, sys
+import numpy as np
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "ops" else find(name)
+from rdfa import runtime
+session = runtime.load(sys.argv[1], "aoti", threads=1)
+print(session.run(np.ones((1, 6, 4), np.float32), np.ones((1, 4), bool)).cls_logits.shape)
+print(sorted({"ops", "rdfa.modeling", "rdfa.training", "torch._inductor.compile_fx"} & set(sys.modules)))
+"""
+    answer = subprocess.run([sys.executable, "-c", code, str(artifact)], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == "(1, 6, 3)\n[]\n"
+
+
+def test_file_that_torch_cannot_load(tmp_path):
+    (tmp_path / "detector.pt2").write_bytes(b"PK and nothing more")
+    entry = {"processor": torch.backends.cpu.get_cpu_capability()}
+    manifest = {"files": {"detector.pt2": entry}, "versions": {"torch": "2.99"}}
+    with pytest.raises(RunError, match=r"made with torch 2\.99, does not load") as caught:
+        aoti_backend.start(tmp_path / "detector.pt2", manifest, "cpu", None)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_compiler_one_line_and_exit_2(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cpp_builder.config.cpp, "cxx", (None, "no-such-compiler"))
+    cpp_builder.cpp_compiler_search.cache_clear()
+    flags = ["--run_dir", str(artifacts.tiny_run()), "--output", str(tmp_path / "out"), "--formats", "aoti"]
+    try:
+        assert cli.run(export.main, flags) == 2
+    finally:
+        cpp_builder.cpp_compiler_search.cache_clear()
+    error = capsys.readouterr().err
+    assert "install g++" in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_library_the_remedy_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "loaded", lambda: False)
+    with pytest.raises(UsageError, match=r"python -m ops\.build"):
+        aoti.export(artifacts.tiny_detector(artifacts.tiny_config()), tmp_path / "x.pt2", 10)
