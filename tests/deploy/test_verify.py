@@ -71,7 +71,7 @@ def test_case_is_ragged_exact_and_repeatable(case, detector, config):
 
 
 def test_right_file_passes(case, config):
-    for backend in runtime.backends():
+    for backend in set(runtime.backends()) - {"aoti"}:  # whose file this artifact lacks; test_aoti checks it
         row = verify.check(runtime.load(artifacts.tiny_artifact(), backend), case, config)
         assert row.ok, backend
         assert row.parity.max_abs < 1e-5
