@@ -91,8 +91,8 @@ def test_backward_stays_as_lean_as_it_was():
     assert inner / steps + (outer - inner) / (STATES * steps) <= instructions
 
 
-@pytest.mark.parametrize("lengths, kernels", [((2304, 1152, 288), 1), ((33, 1, 577), 1), ((144, 176), 1)])
-def test_a_new_length_compiles_nothing(monkeypatch, lengths, kernels):
+@pytest.mark.parametrize("lengths", [(2304, 1152, 288), (33, 1, 577), (144, 176)], ids=str)
+def test_a_new_length_compiles_nothing(monkeypatch, lengths):
     """Three kinds of length share a kernel each: multiples of the block, of an access, and any other."""
     monkeypatch.setattr(tiles, "forward_tile", lambda *sizes: tiles.FORWARD_TILES[1])
     compiled = set()
@@ -100,7 +100,7 @@ def test_a_new_length_compiles_nothing(monkeypatch, lengths, kernels):
         tensors, _ = cases.make_bidirectional(i + 1, 1, 32, 2, length, torch.bfloat16)
         for kernel in triton_tools.compile_launches(90, lambda t=tensors: bidirectional._forward(*t.values())):
             compiled |= {kernel.sass} if kernel.name == "forward_kernel" else set()
-    assert len(compiled) == kernels
+    assert len(compiled) == 1
 
 
 def test_more_rows_take_fewer_lanes(monkeypatch):
