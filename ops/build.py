@@ -116,7 +116,7 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
 
 def _link(compiler: list[str], objects: list[Path], torch_dir: Path) -> None:
     temporary = LIBRARY.with_suffix(f".tmp{os.getpid()}.so")
-    torch_lib = ["-L" + str(torch_dir / "lib"), "-ltorch_cpu"]
+    torch_lib = ["-L" + str(torch_dir / "lib"), "-ltorch_cpu", "-ldl"]
     _run([*compiler, "-shared", "-Wl,-s", *map(str, objects), *torch_lib, "-o", str(temporary)], LIBRARY.name)
     os.replace(temporary, LIBRARY)
 
