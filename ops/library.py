@@ -33,7 +33,7 @@ def path() -> Path:
 
 
 def pack_path() -> Path:
-    """Where the kernels compiled ahead of time lie (``python -m ops.aot``): the library looks for them beside itself."""
+    """Where the kernels compiled ahead of time lie (``python -m ops.aot``): beside the library, which looks there."""
     return path().with_suffix(".cubins")
 
 

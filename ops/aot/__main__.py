@@ -33,9 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ops.aot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--targets", type=_targets, default=",".join(TARGETS), help="GPUs to compile for (%(default)s)"
-    )
+    parser.add_argument("--targets", type=_targets, default=",".join(TARGETS), help="GPUs to compile for (%(default)s)")
     parser.add_argument("--output", type=Path, default=library.pack_path(), help="file to write (%(default)s)")
     parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time (%(default)s)"
@@ -48,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     from ops.aot.compiler import AotError
 
     try:
-        count = build(
-            arguments.output, arguments.targets, max(1, arguments.jobs), lambda line: print(line, flush=True)
-        )
+        count = build(arguments.output, arguments.targets, max(1, arguments.jobs), lambda line: print(line, flush=True))
     except (AotError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,8 +1,8 @@
 """Compile launches of Triton kernels without a GPU.
 
-Triton makes PTX once, for compute capability 8.0, which every later GPU understands; ptxas makes machine code of it for
-each target, in a tenth of a second. The PTX itself goes into the pack as well: the driver of a GPU that was unknown when
-the pack was made compiles it.
+Triton makes PTX once, for compute capability 8.0, which every later GPU understands; ptxas makes machine code of it
+for each target, in a tenth of a second. The PTX itself goes into the pack as well: the driver of a GPU that was unknown
+when the pack was made compiles it.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """Packs of fake kernels, the driver that runs them, and the library's GPU operators as operators for CPU tensors."""
 
+import ctypes
 import subprocess
 from pathlib import Path
 
@@ -50,3 +51,12 @@ def fake_kernel(variant: variants.Variant) -> compiler.Kernel:
     kernel = compiler.Kernel(launch.function.__name__, launch.options["num_warps"], 0, tuple(parameters))
     kernel.binaries.extend([("cubin", 90, text), ("ptx", 80, text)])
     return kernel
+
+
+def content(native, path: Path, kernel: str, capability: int) -> bytes:
+    """What a GPU of that compute capability would load, by the library's C++; RuntimeError with its message."""
+    room = ctypes.create_string_buffer(1 << 20)
+    size = native.content(str(path).encode(), kernel.encode(), capability, room, ctypes.c_int64(len(room)))
+    if size < 0:
+        raise RuntimeError(room.value.decode())
+    return room.raw[:size]
