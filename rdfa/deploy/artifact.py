@@ -96,8 +96,11 @@ def _write_files(detector, config, directory, manifest, formats, dtype, report) 
             processor = torch.backends.cpu.get_cpu_capability()
             manifests.add_file(manifest, path, name, processor=processor, **facts)
     if NATIVE.intersection(formats):
-        shutil.copyfile(library.path(), directory / library.path().name)
-        manifests.add_file(manifest, directory / library.path().name, "library")
+        natives = {"library": library.path(), "cubins": library.pack_path()}
+        for file_format, path in natives.items():
+            if file_format == "library" or path.exists():  # without the pack, the library serves CPUs alone
+                shutil.copyfile(path, directory / path.name)
+                manifests.add_file(manifest, directory / path.name, file_format)
 
 
 def _verify_files(detector: Detector, config: Config, directory: Path, manifest, formats, report) -> None:

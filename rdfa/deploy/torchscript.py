@@ -117,6 +117,7 @@ class DeployedDetector(nn.Module):
                 the end.
         """
         cls_logits, offsets, point_mask = self.detector(features, mask)
+        cls_logits, offsets, point_mask = cls_logits.cpu(), offsets.cpu(), point_mask.cpu()  # where decode_nms runs
         points = self.points(features.shape[2])
         stride = self.feature_spec["stride"] * self.feature_spec["downsample_rate"]
         results: list[Detections] = []

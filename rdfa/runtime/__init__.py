@@ -56,7 +56,7 @@ def load(
     Args:
         artifact_dir: folder with a manifest.json, as export.py writes it.
         backend: "eager", "torchscript", "onnxruntime" or "aoti".
-        device: "cpu"; "cuda" for the eager backend only.
+        device: "cpu"; "cuda" for the backends eager and torchscript.
         threads: CPU threads of one run; None leaves the backend's default.
 
     Raises:
@@ -72,9 +72,11 @@ def load(
     reason = _missing(chosen, manifest)
     if reason is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact_dir)}: {reason}")
-    if device != "cpu" and backend != "eager":
+    if device != "cpu" and backend not in ("eager", "torchscript"):
         raise UsageError(f"backend {backend} has no device {device!r}: this artifact runs on 'cpu'")
     names = [manifests.find(manifest, file_format) for file_format in chosen.formats]
+    if device != "cpu" and manifests.find(manifest, "cubins"):  # which the library opens by itself
+        names.append(manifests.find(manifest, "cubins"))
     manifests.verify(artifact_dir, manifest, names)
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / names[0], manifest, device, threads)
