@@ -41,7 +41,9 @@ def constants() -> dict[str, float]:
     numbers = {name: getattr(tiles, name) for name in ("WARPS_PER_PROCESSOR", "EMPTY_WAVE", "WAVE_START")}
     numbers |= {name: getattr(tiles, name) for name in ("FORWARD_SEGMENT", "FORWARD_WAVES", "ACCESS_BYTES")}
     numbers |= {name: getattr(conv, name) for name in ("ENOUGH_PROGRAMS", "MOST_ROWS")}
-    return numbers | {name: getattr(launch, name) for name in ("STATES_PER_LAUNCH", "JOINED_PER_PROGRAM")}
+    return numbers | {
+        name: getattr(launch, name) for name in ("STATES_PER_LAUNCH", "PACKED_PER_PROGRAM", "JOINED_PER_PROGRAM")
+    }
 
 
 def scan_tiles() -> list[tuple[int, ...]]:

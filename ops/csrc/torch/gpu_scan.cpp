@@ -1,8 +1,8 @@
 // rdfa::selective_scan on a GPU: what `forward` of ops/selective_scan/launch.py does for one direction and one branch.
 //
 // Letters: B batch, D channels, N states, L time, G groups of channels that share B and C.
+#include <algorithm>
 #include <array>
-#include <cmath>
 #include <vector>
 
 #include "torch/gpu.h"
@@ -143,7 +143,10 @@ struct Scan {
       arguments.set(NAMES[0][i], B.strides[i]);
       arguments.set(NAMES[1][i], C.strides[i]);
     }
-    device.launch("pack-" + dtype_name(B.t.scalar_type()) + "-" + tile(), {blocks, 1}, arguments, stream);
+    const int64_t at_once = std::clamp<int64_t>(
+        device.pack().whole("PACKED_PER_PROGRAM") / choice.tile->block(), 1, per_launch);
+    const std::string kernel = "pack-" + dtype_name(B.t.scalar_type()) + "-" + tile();
+    device.launch(kernel, {blocks, ceil_div(per_launch, at_once)}, arguments, stream);
     return BC;
   }
 

@@ -74,11 +74,13 @@ struct Tile {
   int64_t place(int64_t i) const { return i % steps / 4 * (lanes * 4) + i / steps * 4 + i % 4; }
 };
 
-bool pack(const Module& m, const Call& c, int64_t grid_x) {
+bool pack(const Module& m, const Call& c, int64_t grid_x, int64_t grid_y) {
   const std::string dtype = m.word(1);
   const Tile tile(m.word(2), m.steps);
   const int64_t L = c["L"], N = c["N"], block = tile.block(), blocks = ceil_div(L, block);
-  if (grid_x != c["batch"] * c["groups"] * blocks) return false;
+  // States that a program takes.
+  const int64_t at_once = std::max<int64_t>(1, std::min<int64_t>(16, 512 / block));
+  if (grid_x != c["batch"] * c["groups"] * blocks || grid_y != ceil_div(N, at_once)) return false;
   float* out = c.pointer<float>("BC_ptr");
   for (int64_t p = 0; p < grid_x; ++p) {
     const int64_t g = p / blocks % c["groups"], b = p / blocks / c["groups"];
@@ -244,7 +246,7 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   }
   if (grid_z != 1) return 1;
   const std::string what = m.word(0);
-  if (what == "pack") return m.entry == "pack_kernel" && pack(m, call, grid_x) ? 0 : 1;
+  if (what == "pack") return m.entry == "pack_kernel" && pack(m, call, grid_x, grid_y) ? 0 : 1;
   if (what == "scan") return m.entry == "forward_kernel" && scan(m, call, grid_x, grid_y) ? 0 : 1;
   if (what == "join") return m.entry == "join_segments_kernel" && join(call, grid_x) ? 0 : 1;
   return m.entry == "forward_kernel" && convolve(m, call, grid_x, grid_y) ? 0 : 1;
