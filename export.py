@@ -6,7 +6,7 @@
 
 writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), model.safetensors, and of the formats
 
-    torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed
+    torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed (GPU: python -m ops.aot first)
     onnx          detector.onnx                          ONNX Runtime, no library needed
     aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
 
