@@ -66,8 +66,6 @@ Options read_options(int argc, char** argv) {
   if (options.device.is_cuda() && !torch::cuda::is_available()) {
     throw std::runtime_error("libtorch finds no GPU here: use --device cpu");
   }
-  // float32 means float32: convolutions round to 10 bits on a GPU otherwise.
-  at::globalContext().setAllowTF32CuDNN(false);
   return options;
 }
 

@@ -9,9 +9,11 @@
 Shape suffixes: B batch, C channels, T time, P points of all levels (finest first), K classes, M detections of a video.
 """
 
+import contextlib
 import copy
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,10 +66,22 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # The operators check shapes in Python; those checks are not part of the file.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        traced = torch.jit.trace(detector, (features, mask), check_trace=False)
+        with _without_tf32():
+            traced = torch.jit.trace(detector, (features, mask), check_trace=False)
         module = torch.jit.script(DeployedDetector(traced, detector, manifest, post).eval())
         facts = {"classes": manifest["classes"], "features": manifest["features"], "versions": manifest["versions"]}
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(facts)})
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """A traced convolution keeps the setting of its trace: with it, a GPU would round float32 to 11 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class DeployedDetector(nn.Module):

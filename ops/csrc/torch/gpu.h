@@ -20,8 +20,9 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, 
 // rdfa::causal_conv1d.
 Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool silu, bool reverse);
 
-// Throws unless t has one of the kernels' dtypes.
+// Throws unless t has one of the kernels' dtypes, and lies on the device of `like`.
 void check_dtype(const char* name, const Tensor& t);
+void check_device(const char* name, const Tensor& t, const Tensor& like);
 
 // Its name in those of kernels.
 std::string dtype_name(ScalarType dtype);

@@ -11,6 +11,12 @@ void check_dtype(const char* name, const Tensor& t) {
                   " is ", torch::headeronly::toString(dtype), ": expected float32, float16 or bfloat16");
 }
 
+void check_device(const char* name, const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.get_device_index() == like.get_device_index(), name, " is on another device (",
+                  t.get_device_index(), ", -1 is the CPU) than the first argument (", like.get_device_index(),
+                  "): move them to one");
+}
+
 std::string dtype_name(ScalarType dtype) {
   return dtype == ScalarType::Float ? "f32" : dtype == ScalarType::Half ? "f16" : "bf16";
 }

@@ -19,7 +19,9 @@ Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const std::optional<
                      bool reverse) {
   check_dtype("x", x);
   check_dtype("weight", weight);
+  check_device("weight", weight, x);
   if (bias) check_dtype("bias", *bias);
+  if (bias) check_device("bias", *bias, x);
   STD_TORCH_CHECK(x.dim() == 3, "x has shape ", shape_string(x), ", expected [B, D, L]");
   const int64_t B = x.size(0), D = x.size(1), L = x.size(2);
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == D && weight.size(1) >= 2 && weight.size(1) <= 4,

@@ -241,6 +241,12 @@ std::tuple<Tensor, Tensor> selective_scan(const Tensor& u, const Tensor& delta, 
                                           const std::optional<Tensor>& z, const std::optional<Tensor>& delta_bias,
                                           bool softplus, bool reverse) {
   const Sizes sizes = check(u, delta, A, D, z, delta_bias);
+  for (const auto& [name, t] : {std::pair("delta", &delta), {"A", &A}, {"B", &B}, {"C", &C}}) {
+    check_device(name, *t, u);
+  }
+  for (const auto& [name, t] : {std::pair("D", &D), {"z", &z}, {"delta_bias", &delta_bias}}) {
+    if (*t) check_device(name, **t, u);
+  }
   const int64_t B_groups = check_projection("B", B, sizes), C_groups = check_projection("C", C, sizes);
   const int64_t few = std::min(B_groups, C_groups), groups = std::max(B_groups, C_groups);
   STD_TORCH_CHECK(few == groups || few == 1 || B.dim() == 2 || C.dim() == 2, "B has ", B_groups, " groups and C has ",

@@ -72,6 +72,13 @@ def test_another_stream_and_its_order():
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("name", ["A", "B", "z", "delta_bias"])
+def test_an_argument_that_was_left_on_the_cpu(name):
+    tensors = {k: t.cuda() for k, t in cases.make((1, 4, 16, 8)).items()}
+    with pytest.raises(RuntimeError, match=f"{name} is on another device"):
+        torch.ops.rdfa.selective_scan(*(tensors | {name: tensors[name].cpu()}).values(), True, False)
+
+
 def test_each_gpu_has_its_own_kernels():
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
