@@ -6,6 +6,7 @@ protocols and for unloading models are closed.
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -36,47 +37,43 @@ class Gate:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         method, path = scope["method"], scope["path"]
-        infer = INFER.fullmatch(path) if method == "POST" else None
+        if method in ("GET", "HEAD") and PASSED_ON.fullmatch(path):
+            return await self._app(scope, receive, send)
+        incoming = _Incoming(receive)
         try:
-            if infer:
-                headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-                body, json_length = await self._infer(infer[1], headers, receive)
-                return await _send_answer(send, body, json_length)
-            if method in ("GET", "HEAD") and PASSED_ON.fullmatch(path):
-                return await self._app(scope, receive, send)
-            raise NotFound(f"no {method} {path[:200]} here: inference is POST /v2/models/MODEL/infer")
+            infer = INFER.fullmatch(path) if method == "POST" else None
+            if not infer:
+                raise NotFound(f"no {method} {path[:200]} here: inference is POST /v2/models/MODEL/infer")
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            body, json_length = await self._infer(infer[1], headers, incoming)
+            await _send_answer(send, body, json_length)
         except _Disconnected:
             return
         except Refusal as refusal:
-            await _send_refusal(send, refusal)
+            await _send_refusal(send, refusal, incoming, self._service.limits.timeout)
 
-    async def _infer(self, name: str, headers: dict[str, str], receive: Receive) -> tuple[bytes, int | None]:
+    async def _infer(self, name: str, headers: dict[str, str], incoming: "_Incoming") -> tuple[bytes, int | None]:
         with self._service.admitted(name) as admission:
             model = self._service.models[name]
             if "content-encoding" in headers:
                 raise Encoded(f"content-encoding {headers['content-encoding']!r}: send the request uncompressed")
-            body = await self._read(headers.get("content-length"), receive, admission)
+            body = await self._read(headers.get("content-length"), incoming, admission)
             request = await asyncio.to_thread(wire.decode, body, headers.get(JSON_LENGTH))
             wire.check_outputs(request.outputs, model.outputs)
-            arrays = await _unless_disconnected(admission.infer(request.inputs), receive)
+            arrays = await _unless_disconnected(admission.infer(request.inputs), incoming)
             return await asyncio.to_thread(wire.encode, name, request, arrays, model.outputs)
 
-    async def _read(self, content_length: str | None, receive: Receive, admission: Admission) -> bytearray:
+    async def _read(self, content_length: str | None, incoming: "_Incoming", admission: Admission) -> bytearray:
         limits, body = self._service.limits, bytearray()
         too_large = TooLarge(f"the request is larger than {limits.max_bytes} bytes, the most that this server takes")
         if content_length is not None and int(content_length) > limits.max_bytes:
             raise too_large
         try:
             async with asyncio.timeout(admission.remaining):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Disconnected
-                    body += message.get("body", b"")
+                while not incoming.complete:
+                    body += await incoming.next()
                     if len(body) > limits.max_bytes:
                         raise too_large
-                    more = message.get("more_body", False)
         except TimeoutError:
             raise SlowBody(f"the request did not arrive within {limits.timeout:g} s: send it faster") from None
         return body
@@ -91,17 +88,33 @@ class _Disconnected(Refusal):
         super().__init__("the client has gone")
 
 
-async def _unless_disconnected(answer: Awaitable[Any], receive: Receive) -> Any:
+class _Incoming:
+    """The body of a request as it arrives."""
+
+    def __init__(self, receive: Receive):
+        self._receive, self.complete = receive, False
+
+    async def next(self) -> bytes:
+        """Its next bytes, or, when it is complete, nothing for as long as the client stays; raises _Disconnected."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise _Disconnected
+        self.complete = not message.get("more_body", False)
+        return message.get("body", b"")
+
+
+async def _unless_disconnected(answer: Awaitable[Any], incoming: _Incoming) -> Any:
     """The result of `answer`, which is given up when the client goes."""
-    task, gone = asyncio.ensure_future(answer), asyncio.ensure_future(receive())
+    task, gone = asyncio.ensure_future(answer), asyncio.ensure_future(incoming.next())
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise _Disconnected
         return task.result()
     finally:
-        for pending in (task, gone):
-            pending.cancel()
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)  # no one else looks at what they raise
 
 
 async def _send_answer(send: Send, body: bytes, json_length: int | None) -> None:
@@ -113,10 +126,17 @@ async def _send_answer(send: Send, body: bytes, json_length: int | None) -> None
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_refusal(send: Send, refusal: Refusal) -> None:
+async def _send_refusal(send: Send, refusal: Refusal, incoming: _Incoming, patience: float) -> None:
+    """A client that is still sending its body, and would not read a closed connection, gets `patience` seconds."""
     body = orjson.dumps({"error": refusal.message})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if refusal.retry_after is not None:
         headers.append((b"retry-after", b"%d" % refusal.retry_after))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": not incoming.complete})
+    if not incoming.complete:
+        with contextlib.suppress(TimeoutError, _Disconnected):
+            async with asyncio.timeout(patience):
+                while not incoming.complete:
+                    await incoming.next()
+        await send({"type": "http.response.body", "body": b""})

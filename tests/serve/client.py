@@ -33,8 +33,10 @@ async def call(app: App, exchange: Exchange, method: str = "POST", path: str = "
         sent.append(message)
 
     await app(scope, receive, send)
-    start, body = sent
-    return Answer(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, body["body"])
+    start, *parts = sent
+    assert [part.get("more_body", False) for part in parts] == [True] * (len(parts) - 1) + [False]
+    body = b"".join(part["body"] for part in parts)
+    return Answer(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, body)
 
 
 async def post(port: int, exchange: Exchange) -> Answer:

@@ -19,7 +19,7 @@ from rdfa.serve.service import REQUESTS, Limits, Service
 from tests.deploy.artifacts import tiny_artifact
 from tests.serve import client, traffic
 
-MAX_BYTES, TIMEOUT = 50_000, 2.0
+MAX_BYTES, TIMEOUT = 50_000, 1.0
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_good_request_is_answered_right(source, exchanges, kind):
         ("unknown_model", "no model 'detecter'"),
         ("oversized", "50000 bytes"),
         ("compressed", "'gzip'"),
-        ("too_slow", "within 2 s"),
+        ("too_slow", "within 1 s"),
     ],
 )
 def test_bad_request_gets_its_status_and_one_line(source, exchanges, kind, words):
