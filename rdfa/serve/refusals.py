@@ -1,6 +1,9 @@
 """What a request can be answered with beside a result: an HTTP status and one line."""
 
 
+MOST = 500  # characters of a message, which may quote the request
+
+
 class Refusal(Exception):
     """A request that gets no result.
 
@@ -13,7 +16,7 @@ class Refusal(Exception):
 
     def __init__(self, message: str):
         super().__init__(message)
-        self.message = " ".join(message.split())
+        self.message = " ".join(message.split())[:MOST]
 
 
 class BadRequest(Refusal):

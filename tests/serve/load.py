@@ -28,7 +28,7 @@ from tests.deploy.artifacts import tiny_artifact
 from tests.serve import client, traffic
 from tests.serve.traffic import Exchange
 
-MAX_MB, TIMEOUT, QUEUE = 1, 4.0, 64
+MAX_MB, TIMEOUT, QUEUE = 1, 15.0, 64
 STEADY = 2000  # requests until memory is expected to be steady
 AT_ONCE = 16
 

@@ -8,9 +8,6 @@ from collections import Counter
 
 import pytest
 
-pytest.importorskip("orjson")
-pytest.importorskip("prometheus_client")
-
 from rdfa.inference.detectors import open_artifact
 from rdfa.runtime import manifest as manifests
 from rdfa.serve import models
