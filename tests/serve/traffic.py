@@ -49,6 +49,7 @@ class Exchange(NamedTuple):
     status: int
     pause: float = 0.0
     wanted: dict[str, np.ndarray] | None = None
+    tensors: dict[str, tuple[str, np.ndarray]] | None = None  # what a good request sends: (datatype, values) by name
 
 
 def mixed(source: Source, seed: int, max_bytes: int, timeout: float) -> Iterator[Exchange]:
@@ -70,7 +71,12 @@ def one_of_each(source: Source, max_bytes: int, timeout: float) -> dict[str, Exc
 
 def right(exchange: Exchange, body: bytes, json_length: str | None) -> bool:
     """Whether the answer to a good request is right, up to the rounding of a batch."""
-    found, wanted = read_outputs(body, json_length), exchange.wanted
+    return same(exchange, read_outputs(body, json_length))
+
+
+def same(exchange: Exchange, found: dict[str, np.ndarray]) -> bool:
+    """As `right`, of the outputs."""
+    wanted = exchange.wanted
     if {name: a.dtype for name, a in found.items()} != {name: a.dtype for name, a in wanted.items()}:
         return False
     if exchange.model == "detector":
@@ -145,7 +151,7 @@ class _Makers:
         pause = 0.3 if kind == "slow" else 0.0
         make = self._detections if kind.startswith("detections") else self._detector
         model, tensors, wanted = make()
-        return Exchange(kind, model, *request_body(tensors, not kind.endswith("json")), 200, pause, wanted)
+        return Exchange(kind, model, *request_body(tensors, not kind.endswith("json")), 200, pause, wanted, tensors)
 
     def bad(self, kind: str, max_bytes: int, timeout: float) -> Exchange:
         model, tensors, _ = self._detector()
