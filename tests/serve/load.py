@@ -28,7 +28,7 @@ from tests.deploy.artifacts import tiny_artifact
 from tests.serve import client, traffic
 from tests.serve.traffic import Exchange
 
-MAX_MB, TIMEOUT, QUEUE = 1, 15.0, 64
+MAX_MB, TIMEOUT, QUEUE = 1, 30.0, 64
 STEADY = 2000  # requests until memory is expected to be steady
 AT_ONCE = 16
 
@@ -64,8 +64,9 @@ def wait_until_ready(process: subprocess.Popen, port: int) -> None:
     raise SystemExit("the server is not ready after a minute")
 
 
-def requests(source: Source, count: int, seed: int = 1) -> list[Exchange]:
-    return list(itertools.islice(traffic.mixed(source, seed, MAX_MB * 2**20, TIMEOUT), count))
+def requests(source: Source, count: int, seed: int = 1, timeout: float = TIMEOUT) -> list[Exchange]:
+    """Mixed ones, for a server with that timeout."""
+    return list(itertools.islice(traffic.mixed(source, seed, MAX_MB * 2**20, timeout), count))
 
 
 async def answered(port: int, exchange: Exchange) -> str:

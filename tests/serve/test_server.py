@@ -4,17 +4,22 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
+from rdfa.bench import remote
+from rdfa.errors import RunError, UsageError
 from rdfa.inference.detectors import open_artifact
 from tests.deploy.artifacts import tiny_artifact
 from tests.serve import load, traffic
 
 # Not imported here: the messages of its gRPC and those of Triton's client have the same names.
 pytestmark = pytest.mark.skipif(find_spec("kserve") is None, reason="kserve is missing: pip install 'rdfa-s6[server]'")
+
+TIMEOUT = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +31,13 @@ def source():
 def server():
     """(process, HTTP port, gRPC port)."""
     grpc_port = load.free_port()
-    with load.running("--grpc_port", str(grpc_port)) as (process, port):
+    with load.running("--grpc_port", str(grpc_port), "--timeout", str(TIMEOUT)) as (process, port):
         yield process, port, grpc_port
 
 
 @pytest.fixture(scope="module")
 def good(source):
-    return traffic.one_of_each(source, 2**20, load.TIMEOUT)
+    return traffic.one_of_each(source, 2**20, TIMEOUT)
 
 
 def get(port, path):
@@ -79,6 +84,22 @@ def test_triton_client(server, good, protocol, kind):
     assert caught.value.status() == ("400" if protocol == "http" else "StatusCode.INVALID_ARGUMENT")
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_benchmark_client(server, good, protocol):
+    pytest.importorskip(f"tritonclient.{protocol}", reason="pip install 'tritonclient[all]'")
+    exchange = good["detector"]
+    backend = remote.RemoteBackend(f"{protocol}://127.0.0.1:{server[1 if protocol == 'http' else 2]}")
+    assert backend.model == "detector"
+    features, mask = (values for _, values in exchange.tensors.values())
+    with ThreadPoolExecutor(4) as pool:
+        for outputs in pool.map(lambda _: backend.run(features, mask), range(8)):
+            assert traffic.same(exchange, outputs._asdict())
+    with pytest.raises(RunError, match="the next multiple of 2"):
+        backend.run(features[..., :-1].copy(), mask[..., :-1].copy())
+    with pytest.raises(UsageError, match="no model nothing"):
+        remote.RemoteBackend(backend._url, "nothing")
+
+
 def test_grpc_cannot_unload_a_model(server):
     triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
     client = triton.InferenceServerClient(f"127.0.0.1:{server[2]}")
@@ -89,7 +110,7 @@ def test_grpc_cannot_unload_a_model(server):
 
 def test_mixed_requests_at_once(server, source):
     _, port, _ = server
-    assert load.all_at_once(port, load.requests(source, 150)) == {"right": 150}
+    assert load.all_at_once(port, load.requests(source, 150, timeout=TIMEOUT)) == {"right": 150}
     assert 'rdfa_requests_total{model="detector",status="400"}' in get(port, "/metrics")[1]
 
 
@@ -98,4 +119,4 @@ def test_stops_after_what_it_accepted(server, source):
     exchanges = [e for e in load.requests(source, 200, seed=3) if e.status == 200][:30]
     outcomes, under_way = load.stopped(process, port, exchanges, after=0.5)
     assert under_way and outcomes["right"] and set(outcomes) <= {"right", "not taken"}
-    assert process.wait(load.TIMEOUT) == 0
+    assert process.wait(TIMEOUT) == 0
