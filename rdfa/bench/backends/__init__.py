@@ -1,8 +1,8 @@
 """Everything that can be measured: what `rdfa.runtime` loads, and detectors of torch built from the same weights.
 
-    backends.availability(artifact, "cpu", "float32")      {"eager_plain": None, ..., "openvino": "... pip install ..."}
-    backend = backends.load(artifact, "torch_compile", device="cpu", dtype="float32", threads=2)
-    outputs = backend.run(features, mask)
+backends.availability(artifact, "cpu", "float32")      {"eager_plain": None, ..., "openvino": "... pip install ..."}
+backend = backends.load(artifact, "torch_compile", device="cpu", dtype="float32", threads=2)
+outputs = backend.run(features, mask)
 """
 
 import importlib.util

@@ -24,7 +24,7 @@ MODULES = {"selective_scan_cuda": "mamba-ssm", "causal_conv1d_cuda": "causal-con
 
 
 class Kernels(NamedTuple):
-    """conv(x_BDL, weight_DW, bias_D) -> silu of the convolution; scan(u, delta, A, B, C, D, z, delta_bias) -> gated y."""
+    """conv(x_BDL, weight_DW, bias_D): with its SiLU. scan(u, delta, A, B, C, D, z, delta_bias): gated y."""
 
     conv: Callable[..., Tensor]
     scan: Callable[..., Tensor]
@@ -78,7 +78,5 @@ def _direction(block: FeatureAggregatedBiS6, kernels: Kernels, x_BDL: Tensor, z_
         if shared is None:
             shared = B_BLN.transpose(1, 2).contiguous(), C_BLN.transpose(1, 2).contiguous()
         delta_BDL = F.linear(dt_BLR, block.dt_proj.weight).transpose(1, 2).contiguous()
-        outputs.append(
-            kernels.scan(u_BDL, delta_BDL, A_DN, *shared, D_D, z_BDL, block.dt_proj.bias.float())
-        )
+        outputs.append(kernels.scan(u_BDL, delta_BDL, A_DN, *shared, D_D, z_BDL, block.dt_proj.bias.float()))
     return outputs

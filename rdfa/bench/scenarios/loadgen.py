@@ -70,6 +70,7 @@ class Outcome:
     latency_ms: dict[str, float]
     queries: int
     videos_per_s: float | None
+    videos: int = 0
     last: tuple[list[int], Outputs] | None = field(default=None, repr=False)
 
 
@@ -99,7 +100,7 @@ def run(
     for empty in ("mlperf_log_accuracy.json", "mlperf_log_trace.json"):  # of modes that are not used here
         (logs / empty).unlink(missing_ok=True)
     outcome = read(logs, test)
-    outcome.last = system.last
+    outcome.last, outcome.videos = system.last, system.answered
     return outcome
 
 

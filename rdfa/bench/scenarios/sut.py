@@ -28,7 +28,7 @@ class SystemUnderTest:
         samples: (features [C,T], mask [T]) of the videos that LoadGen draws from by index.
 
     Attributes:
-        error: the first exception of the backend, or None.
+        error: the first exception of the backend, or None. answered: videos so far.
         last: indices and outputs of the last answered batch, for a look at whether they belong together.
     """
 
@@ -39,6 +39,7 @@ class SystemUnderTest:
             threading.Thread(target=self._work, name=f"bench-worker-{i}", daemon=True) for i in range(serving.workers)
         ]
         self.error: Exception | None = None
+        self.answered = 0
         self.last: tuple[list[int], Outputs] | None = None
 
     def __enter__(self) -> "SystemUnderTest":
@@ -81,6 +82,7 @@ class SystemUnderTest:
             return
         try:
             self.last = indices, self._backend.run(*batch_of(self._samples, indices))
+            self.answered += len(indices)
         except Exception as error:  # whatever a backend raises belongs in its row
             self.error = error
 
