@@ -62,7 +62,7 @@ class RemoteBackend:
             answer = self._client().infer(self.model, inputs, outputs=wanted)
         except Exception as error:  # whatever a client's network layer raises
             raise RunError(f"{self._url}: {error}") from error
-        return Outputs(*(answer.as_numpy(name) for name in self._outputs))
+        return Outputs(*(np.array(answer.as_numpy(name)) for name in self._outputs))  # the client's cannot be written
 
     def _find(self, model: str | None) -> tuple[str, list[str]]:
         """The model's name, and its names of the outputs, to which Triton's PyTorch backend adds their numbers."""

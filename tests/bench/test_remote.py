@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+import serve_bench
 from rdfa.bench.remote import RemoteBackend
 from rdfa.errors import UsageError
 from tests.serve.load import free_port
@@ -32,3 +33,17 @@ def test_no_server(scheme):
     pytest.importorskip(f"tritonclient.{scheme}", reason="pip install 'tritonclient[all]'")
     with pytest.raises(UsageError, match="no server answers"):
         RemoteBackend(f"{scheme}://localhost:{free_port()}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--artifact", "OUT", "--backends", "eager"), "without --backends"),
+        (("--artifact", "OUT", "--dtype", "float16"), "without --backends"),
+        (("--kernels",), "goes with --artifact"),
+        (("--artifact", "OUT", "--connections", "0"), "--connections 0"),
+    ],
+)
+def test_flags_that_do_not_go_with_a_server(flags, words):
+    with pytest.raises(UsageError, match=words):
+        serve_bench.main([*flags, "--url", "http://localhost:1", "--output", "bench"])

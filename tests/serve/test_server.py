@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+import serve_bench
 from rdfa.bench import remote
 from rdfa.errors import RunError, UsageError
 from rdfa.inference.detectors import open_artifact
@@ -98,6 +99,19 @@ def test_benchmark_client(server, good, protocol):
         backend.run(features[..., :-1].copy(), mask[..., :-1].copy())
     with pytest.raises(UsageError, match="no model nothing"):
         remote.RemoteBackend(backend._url, "nothing")
+
+
+def test_benchmark_of_a_server(server, tmp_path):
+    pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http]'")
+    pytest.importorskip("mlperf_loadgen", reason="pip install mlcommons-loadgen")
+    flags = ["--artifact", str(tiny_artifact()), "--url", f"http://127.0.0.1:{server[1]}", "--output", str(tmp_path)]
+    serve_bench.main([*flags, "--scenarios", "sweep,SingleStream", "--time", "64", "--seconds", "0.1"])
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["scenario"], row["backend"], row["verdict"]) for row in rows] == [
+        ("sweep", "server", "valid"),
+        ("SingleStream", "server", "valid"),
+    ]
+    assert all(row["parity"]["ok"] and row["throughput_videos_per_s"] > 0 for row in rows)
 
 
 def test_grpc_cannot_unload_a_model(server):
