@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from rdfa.serve import wire
-from rdfa.serve.refusals import Encoded, NotFound, Refusal, SlowBody, TooLarge
+from rdfa.serve.refusals import Encoded, Gone, NotFound, Refusal, SlowBody, TooLarge
 from rdfa.serve.service import Admission, Service
 
 Message = MutableMapping[str, Any]
@@ -47,7 +47,7 @@ class Gate:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             body, json_length = await self._infer(infer[1], headers, incoming)
             await _send_answer(send, body, json_length)
-        except _Disconnected:
+        except Gone:
             return
         except Refusal as refusal:
             await _send_refusal(send, refusal, incoming, self._service.limits.timeout)
@@ -79,15 +79,6 @@ class Gate:
         return body
 
 
-class _Disconnected(Refusal):
-    """The client has gone; the status is one that servers write to their logs for it."""
-
-    status = 499
-
-    def __init__(self):
-        super().__init__("the client has gone")
-
-
 class _Incoming:
     """The body of a request as it arrives."""
 
@@ -95,10 +86,10 @@ class _Incoming:
         self._receive, self.complete = receive, False
 
     async def next(self) -> bytes:
-        """Its next bytes, or, when it is complete, nothing for as long as the client stays; raises _Disconnected."""
+        """Its next bytes, or, when it is complete, nothing for as long as the client stays; raises Gone."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            raise _Disconnected
+            raise Gone("the client has left")
         self.complete = not message.get("more_body", False)
         return message.get("body", b"")
 
@@ -109,7 +100,7 @@ async def _unless_disconnected(answer: Awaitable[Any], incoming: _Incoming) -> A
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise _Disconnected
+            raise Gone("the client has left")
         return task.result()
     finally:
         task.cancel()
@@ -135,7 +126,7 @@ async def _send_refusal(send: Send, refusal: Refusal, incoming: _Incoming, patie
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": not incoming.complete})
     if not incoming.complete:
-        with contextlib.suppress(TimeoutError, _Disconnected):
+        with contextlib.suppress(TimeoutError, Gone):
             async with asyncio.timeout(patience):
                 while not incoming.complete:
                     await incoming.next()

@@ -12,7 +12,6 @@ from grpc_interceptor.exceptions import GrpcException
 import rdfa
 from rdfa.serve import wire
 from rdfa.serve.gate import Gate
-from rdfa.serve.models import DTYPES
 from rdfa.serve.refusals import BadRequest, Refusal
 from rdfa.serve.service import Service
 
@@ -101,11 +100,11 @@ class _Served(Model):
 
 
 def _array(value: InferInput) -> np.ndarray:
-    if value.datatype not in DTYPES or any(size < 0 for size in value.shape):
+    if value.datatype not in wire.READ or any(size < 0 for size in value.shape):
         raise BadRequest(f"input {value.name!r} is {value.datatype} {value.shape}: see the model's metadata")
     try:
         return value.as_numpy()
-    except (InvalidInput, TypeError, ValueError) as error:
+    except (InvalidInput, OverflowError, TypeError, ValueError) as error:
         raise BadRequest(f"input {value.name!r}: {error}") from error
 
 

@@ -190,7 +190,9 @@ def check(arrays: Arrays, specs: Sequence[TensorSpec], optional: Sequence[str] =
             raise BadRequest(f"input {name!r} is {value.dtype}: send it as {spec.datatype}")
         if value.ndim != len(spec.shape) or any(n not in (-1, m) for n, m in zip(spec.shape, value.shape)):
             raise BadRequest(f"input {name!r} has shape {list(value.shape)}: send {list(spec.shape)}, where -1 is any")
-        if value.dtype != np.bool_ and not np.isfinite(value).all():
+        if value.dtype == np.bool_ and (value.view(np.uint8) > 1).any():
+            raise BadRequest(f"input {name!r} holds bytes other than 0 and 1: BOOL has no others")
+        if not np.isfinite(value).all():
             raise BadRequest(f"input {name!r} holds NaN or infinity: send finite numbers")
 
 

@@ -1,6 +1,5 @@
 """What a request can be answered with beside a result: an HTTP status and one line."""
 
-
 MOST = 500  # characters of a message, which may quote the request
 
 
@@ -47,6 +46,12 @@ class Encoded(Refusal):
     """A body that is compressed."""
 
     status = 415
+
+
+class Gone(Refusal):
+    """The client has left; the status is one that servers write to their logs for it."""
+
+    status = 499
 
 
 class Busy(Refusal):

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from rdfa.inference.detectors import Source
 from rdfa.serve import models
 from rdfa.serve.batching import Batcher
-from rdfa.serve.refusals import Busy, Failed, Late, NotFound, Refusal
+from rdfa.serve.refusals import Busy, Failed, Gone, Late, NotFound, Refusal
 
 # How long a video waits for others of its length: little beside the time that its detection takes.
 BATCH_DELAY = 0.002
@@ -86,6 +86,9 @@ class Service:
             status = 200
         except Refusal as refusal:
             status = refusal.status
+            raise
+        except asyncio.CancelledError:
+            status = Gone.status
             raise
         except Exception as error:
             _log.exception("request for %s failed", known)

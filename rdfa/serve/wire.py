@@ -19,7 +19,8 @@ from rdfa.settings import nearest
 
 # What the elements of a JSON list may be read as, by the kind of what is asked for: bool, signed, unsigned, float.
 _KINDS = {"f": "fiu", "i": "iu", "b": "b"}
-_READ = ("FP32", "FP64", "INT64", "BOOL")
+READ = ("FP32", "FP64", "INT64", "BOOL")
+MOST_AXES, MOST_ELEMENTS = 8, 2**40  # numpy cannot shape an array of more, even where an axis of 0 leaves it empty
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def decode(body: bytearray, json_length: str | None) -> Request:
         if name in inputs:
             raise BadRequest(f"input {name!r} is there twice: send it once")
         datatype, shape = entry.get("datatype"), _shape(name, entry.get("shape"))
-        if datatype not in _READ:
-            raise BadRequest(f"input {name!r} has datatype {datatype!r}: one of {', '.join(_READ)} is understood")
+        if datatype not in READ:
+            raise BadRequest(f"input {name!r} has datatype {datatype!r}: one of {', '.join(READ)} is understood")
         size = _parameters(f"input {name!r}", entry).get("binary_data_size")
         if size is None:
             inputs[name] = _from_list(name, datatype, shape, entry.get("data"))
@@ -140,6 +141,8 @@ def _from_list(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> n
 def _shape(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or any(type(n) is not int or n < 0 for n in value):
         raise BadRequest(f"input {name!r} has shape {str(value)[:80]}: send a list of sizes")
+    if len(value) > MOST_AXES or math.prod(max(n, 1) for n in value) > MOST_ELEMENTS:
+        raise BadRequest(f"input {name!r} has shape {str(value)[:80]}: that is too large for a tensor")
     return tuple(value)
 
 

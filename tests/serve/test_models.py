@@ -162,6 +162,12 @@ def test_bad_video_is_refused(served, change, words):
     assert words in caught.value.message
 
 
+def test_mask_of_other_bytes_is_refused(served):
+    mask = np.full((1, 64), 2, np.uint8).view(np.bool_)
+    with pytest.raises(BadRequest, match="0 and 1"):
+        served[2].prepare({"features": np.zeros((1, CHANNELS, 64), np.float32), "mask": mask})
+
+
 @pytest.mark.parametrize(
     ("shape", "mask_shape", "words"),
     [

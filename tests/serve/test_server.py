@@ -114,6 +114,17 @@ def test_benchmark_of_a_server(server, tmp_path):
     assert all(row["parity"]["ok"] and row["throughput_videos_per_s"] > 0 for row in rows)
 
 
+def test_grpc_takes_no_other_tensors(server, good):
+    triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
+    client = triton.InferenceServerClient(f"127.0.0.1:{server[2]}")
+    strings = triton.InferInput("features", [2], "BYTES")
+    strings.set_data_from_numpy(np.array([b"a", b"b"], np.object_))
+    strings._raw_content = strings._raw_content[:-1]
+    with pytest.raises(triton.InferenceServerException, match="metadata") as caught:
+        client.infer("detections", [strings])
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
 def test_grpc_cannot_unload_a_model(server):
     triton = pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
     client = triton.InferenceServerClient(f"127.0.0.1:{server[2]}")
