@@ -12,8 +12,8 @@ With --artifact, each backend that is present (the others are listed as skipped,
     sweep           every batch size with every length, the backends in turns on rotating inputs, after a warm-up
     SingleStream    MLPerf LoadGen: one video after the other
     MultiStream     LoadGen: groups of the largest batch, one after the other
-    Server          LoadGen: a Poisson stream of videos, at --target_qps, or at the highest rate found that keeps --p99_ms
-                    (default: ten times what the fastest backend takes for one video)
+    Server          LoadGen: a Poisson stream of videos, at --target_qps, or at the highest rate found that keeps
+                    --p99_ms (default: ten times what the fastest backend takes for one video)
     Offline         LoadGen: as many videos as it takes, all at once
 
 A LoadGen row carries LoadGen's verdict, VALID or INVALID with the reason, and its logs are kept. --quick (the default)
@@ -49,10 +49,10 @@ graphs of many calls.
 
 With --artifact, --gin_file and --gin_param set how detections are made of outputs (PostProcessing) and nothing else.
 
-Latency is the wall-clock time of one call with arrays in host memory, the copies to a GPU included (--resident: inputs
-lie on the GPU, outputs stay there). Which of two backends is the faster is told from neighbouring calls, in CPU time with
---threads 1 (see rdfa/bench/timing.py), and an A/A check says what a difference must exceed. A row's load time, first
-inference and peak memory come from a process of its own. Pin the allocator when figures are to be compared between runs:
+Latency is the wall-clock time of one call with arrays in host memory, the copies to a GPU included (--resident:
+inputs lie on the GPU, outputs stay there). Which of two backends is the faster is told from neighbouring calls, in CPU
+time with --threads 1 (see rdfa/bench/timing.py), and an A/A check says what a difference must exceed. A row's load
+time, first inference and peak memory come from a process of its own. Pin the allocator to compare figures of two runs:
 
     MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 python serve_bench.py ...
 

@@ -58,7 +58,8 @@ def load(
     if reasons[backend] is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact)}: {reasons[backend]}")
     builder: Callable | None = _BUILDERS.get(backend)
-    if builder is None:
+    # On a CPU `eager` is what rdfa.runtime serves, however that makes the detector faster.
+    if builder is None or (backend, device, dtype) == (EAGER, "cpu", "float32"):
         return runtime.load(artifact, backend, device=device, threads=threads)
     detector = detectors.converted(detectors.load_weights(Path(artifact), f"backend {backend}"), device, dtype)
     return builder(detector, device, dtype, threads)

@@ -13,6 +13,7 @@ from rdfa import config
 from rdfa.bench.backends import cuda_graph, published
 from rdfa.bench.backends.torch_backend import DTYPES, TorchBackend
 from rdfa.errors import UsageError
+from rdfa.modeling.backbone import BranchBlock, DualBiS6Block
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.runtime import manifest as manifests
 
@@ -65,8 +66,17 @@ def eager(detector: Detector, device: str, dtype: str, threads: int | None) -> T
 
 
 def compiled(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """`torch.compile` with sizes left open, so that it compiles once."""
-    return TorchBackend(torch.compile(detector, dynamic=True), device, dtype, threads)
+    """`torch.compile` of the repeated parts, with sizes left open.
+
+    They are nearly all of the time, and their code is compiled once for all passes and levels: the whole detector as
+    one graph takes minutes on a CPU. A batch of one is compiled apart from larger ones.
+    """
+    for module in detector.modules():
+        if isinstance(module, DualBiS6Block):
+            module._pass = torch.compile(module._pass, dynamic=True)
+        elif isinstance(module, BranchBlock):
+            module.compile(dynamic=True)
+    return TorchBackend(detector, device, dtype, threads)
 
 
 def graph(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rdfa.modeling.backbone import DualBiS6Block
 from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
 
 MODULES = {"selective_scan_cuda": "mamba-ssm", "causal_conv1d_cuda": "causal-conv1d"}
@@ -52,10 +53,19 @@ def cuda_kernels() -> Kernels:
 
 
 def use(detector: nn.Module, kernels: Kernels) -> nn.Module:
-    """Make every FA-Bi-S6 block of `detector` compute in this way."""
+    """Make every FA-Bi-S6 block of `detector` compute in this way, and the channel gate take the mean of one."""
+
+    def forward(block: FeatureAggregatedBiS6, x_BLC: Tensor) -> Tensor:
+        return block.out_proj(_scans(block, kernels, x_BLC))
+
+    def gate(block: DualBiS6Block, x_BTC: Tensor) -> Tensor:
+        return block.sigmoid(block.c_mamba(block.adaptive_pool(x_BTC)).mean(dim=-1))
+
     for module in detector.modules():
         if isinstance(module, FeatureAggregatedBiS6):
-            module.forward = MethodType(lambda block, x_BLC: block.out_proj(_scans(block, kernels, x_BLC)), module)
+            module.forward = MethodType(forward, module)
+        elif isinstance(module, DualBiS6Block):
+            module.gate = MethodType(gate, module)
     return detector
 
 

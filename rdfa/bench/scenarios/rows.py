@@ -20,7 +20,7 @@ from rdfa.bench.nvml import Nvml
 from rdfa.bench.parity import compare_outputs
 from rdfa.bench.results import Row
 from rdfa.bench.scenarios.backend import Backend, Serving
-from rdfa.bench.scenarios.loadgen import Mode, Outcome, Test
+from rdfa.bench.scenarios.loadgen import Job, Mode, Outcome
 from rdfa.bench.scenarios.loadgen import run as run_test
 from rdfa.bench.scenarios.search import highest_rate
 from rdfa.errors import RunError
@@ -163,7 +163,7 @@ def _plain(scenario, entry: _Entry, request: Request, samples, bound_s, logs, co
         "Offline": group / entry.group_s,
     }[scenario]
     workers = 1 if scenario in ("SingleStream", "MultiStream") else request.workers
-    test = Test(scenario, request.mode, rate, group if scenario == "MultiStream" else 1)
+    test = Job(scenario, request.mode, rate, group if scenario == "MultiStream" else 1)
     return run_test(test, entry.candidate.backend, Serving(workers, group), samples, logs)
 
 
@@ -174,7 +174,7 @@ def _server(scenario, entry: _Entry, request: Request, samples, bound_s, logs, c
         return None
 
     def test(rate: float, mode: Mode, folder: Path) -> Outcome:
-        return run_test(Test(scenario, mode, rate, bound_s=bound_s), entry.candidate.backend, serving, samples, folder)
+        return run_test(Job(scenario, mode, rate, bound_s=bound_s), entry.candidate.backend, serving, samples, folder)
 
     rate = request.rate
     if rate is None:
