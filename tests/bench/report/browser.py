@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over its debugging pipe: what a page logs, what it asks of the network, how it looks."""
+"""A headless Chromium, spoken to over its debugging pipe: a page's messages, its requests, its looks."""
 
 import base64
 import json
