@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 ROUNDS = 20
 # While two runs of one variant still differ by more than `STEADY`, rounds go on for up to `PATIENCE` times as long.
 STEADY = 0.02
-PATIENCE = 4
+PATIENCE = 2
 # A warm-up ends when the fastest of the last `WARM_WINDOW` calls gains less than `WARM_GAIN` on all calls before them,
 # or when it has taken as long as the timing may take.
 WARM_WINDOW = 3
