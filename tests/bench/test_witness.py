@@ -11,6 +11,7 @@ def test_a_cpu_needs_no_witness():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_kernels_are_seen_and_the_cpu_and_copies_are_not():
     on_device = witness.on_device("cuda")
     x = torch.randn(64, 64)
