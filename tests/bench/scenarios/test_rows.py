@@ -95,3 +95,12 @@ def test_a_wrong_backend_runs_no_scenario(tmp_path):
     found = run(tmp_path, {"eager": Backend(answer=wrong)})
     assert all(row.verdict.startswith("invalid: cls_logits is off by") for row in found.values())
     assert not (tmp_path / "loadgen").exists()
+
+
+def test_offline_is_repeated_when_the_estimate_was_too_low(tmp_path):
+    """The first calls, which the estimate is made of, are slow."""
+    seconds = iter([0.05] * 9)
+    backend = Backend(answer=lambda *inputs: time.sleep(next(seconds, 0.0)) or outputs_of(*inputs))
+    row = run(tmp_path, {"eager": backend}, ("Offline",))["Offline", "eager"]
+    assert row.loadgen["result"] == "VALID"
+    assert row.loadgen["reasons"] == []
