@@ -32,7 +32,7 @@ demo: setup
 	$(RUN) -m rdfa.evaluate --ground_truth $(DEMO)/data/annotations.json --predictions $(DEMO)/detections.json \
 	    --subset Test --tiou 0.3:0.7:5 --output $(DEMO)/metrics.json --timeline $(DEMO)/timeline.png \
 	    --report $(DEMO)/report --run_dir $(DEMO)/run
-	$(RUN) serve_bench.py --artifact $(DEMO)/artifact --output $(DEMO)/bench
+	$(RUN) serve_bench.py --artifact $(DEMO)/artifact --backends eager,torchscript,onnxruntime --output $(DEMO)/bench
 
 test: setup
 	$(RUN) -m pytest -q tests

@@ -17,7 +17,7 @@ With --artifact, each backend that is present (the others are listed as skipped,
     Offline         LoadGen: as many videos as it takes, all at once
 
 A LoadGen row carries LoadGen's verdict, VALID or INVALID with the reason, and its logs are kept. --quick (the default)
-gives it four seconds and asks MultiStream and Server for the 90th percentile, --full 600 seconds, 662 queries and
+gives it three seconds and asks MultiStream and Server for the 90th percentile, --full 600 seconds, 662 queries and
 the 99th. They take the longest of --time.
 
 Before a backend is timed, its raw outputs are compared with those of the same weights in float64 on plain PyTorch
@@ -167,6 +167,7 @@ def _choose(flag: str, names: tuple[str, ...], valid: tuple[str, ...]) -> tuple[
 def _artifact(args: argparse.Namespace, console: Console) -> None:
     manifest = manifests.read(args.artifact)
     from rdfa.bench import accuracy, artifact_command, environment, reference, report
+    from rdfa.bench.report import history
 
     given = args.annotations and accuracy.GivenSet(args.annotations, tuple(args.features), args.subset)
     request = artifact_command.Request(
@@ -196,6 +197,7 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
         else:
             machine, rows = artifact_command.run(request, progress)
     report.write(args.output, machine, rows)
+    history.append(args.output / "history.csv", machine, rows)
     report.print_table(machine, rows, console)
     console.print(f"report: {args.output / 'report.html'}", highlight=False, soft_wrap=True)
     failed = sorted({row.backend for row in rows if not row.valid and not row.skipped})

@@ -14,7 +14,7 @@ from rdfa.errors import RunError, UsageError
 from rdfa.inference.decode import Detections
 from rdfa.runtime.session import Outputs
 
-PLAIN = "eager_plain"
+PLAIN, PUBLISHED = "eager_plain", "published"
 # A plain run that takes longer than this per call is left out of the timing (the float64 run takes about as long).
 PLAIN_LIMIT_S = 60.0
 
@@ -85,7 +85,7 @@ def make_case(inputs: Inputs, oracle: Oracle, clock: Callable[[], float]) -> Cas
 def open_all(
     sweep: Sweep, dtype: str, suite: Any, cold: Callable[..., dict[Shape, Start]], progress: Callable[[str], None]
 ) -> list[Candidate]:
-    """All backends that were asked for; the plain reference is always among them.
+    """All backends that were asked for, and a reference to compare their speed with.
 
     Raises:
         UsageError: an unknown backend. RunError: none is present, or the artifact is damaged.
@@ -102,7 +102,10 @@ def _choose(available: dict[str, str | None], wanted: tuple[str, ...]) -> dict[s
     for name in wanted:
         if name not in available:
             raise UsageError(f"--backends: {name!r} is unknown; valid: all, {', '.join(available)}")
-    return {name: reason for name, reason in available.items() if not wanted or name in wanted or name == PLAIN}
+    # Some reference is always there: the published one if it was asked for and can run, else the plain operators.
+    if PUBLISHED not in wanted or available[PUBLISHED] is not None:
+        wanted = wanted and (*wanted, PLAIN)
+    return {name: reason for name, reason in available.items() if not wanted or name in wanted}
 
 
 def _open(name, reason, sweep: Sweep, dtype: str, suite: Any, cold: Callable, progress: Callable) -> Candidate:

@@ -94,10 +94,9 @@ def _main(argv: list[str]) -> None:
     start = time.perf_counter()
     import numpy as np
 
-    from rdfa import runtime
     from rdfa.runtime import manifest
 
-    session = _load(runtime, artifact, backend, device, None if threads == "default" else int(threads), dtype)
+    session = _load(artifact, backend, device, None if threads == "default" else int(threads), dtype)
     report = {"load_s": round(time.perf_counter() - start, 4), "shapes": []}
     channels = manifest.read(artifact)["features"]["dimension"]
     for shape in sorted((Shape(*map(int, text.split("x"))) for text in texts), key=lambda s: (s.batch * s.time, s)):
@@ -111,10 +110,12 @@ def _main(argv: list[str]) -> None:
     print(json.dumps(report))
 
 
-def _load(runtime, artifact: str, backend: str, device: str, threads: int | None, dtype: str):
-    if backend in runtime.backends() and dtype == "float32":
-        return runtime.load(artifact, backend, device=device, threads=threads)
-    from rdfa.bench import backends
+def _load(artifact: str, backend: str, device: str, threads: int | None, dtype: str):
+    from rdfa.bench import exported
+
+    if backend in exported.availability(artifact) and dtype == "float32":
+        return exported.load(artifact, backend, device, threads)
+    from rdfa.bench import backends  # which imports torch
 
     return backends.load(artifact, backend, device=device, dtype=dtype, threads=threads)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from rdfa.bench import candidates as candidates_
 from rdfa.bench import timing
-from rdfa.bench.candidates import PLAIN, Candidate, Inputs, Oracle, Sweep
+from rdfa.bench.candidates import PLAIN, PUBLISHED, Candidate, Inputs, Oracle, Sweep
 from rdfa.bench.cold_start import Shape
 from rdfa.bench.load import Watch
 from rdfa.bench.results import Row
@@ -23,7 +23,7 @@ SCENARIO = "sweep"
 TWIN = "A/A twin"
 INPUTS = 3
 # Whose speed the others are compared with: the first that is there.
-REFERENCES = ("published", PLAIN, "eager")
+REFERENCES = (PUBLISHED, PLAIN, "eager")
 
 
 def make_shapes(features: dict[str, Any], batches: Sequence[int], times: Sequence[int]) -> tuple[Shape, ...]:

@@ -71,4 +71,5 @@ def _energy(rows: Sequence[Row], sweep: Sweep, opened: Sequence[Candidate], nvml
         while time.perf_counter() - start < ENERGY_S:
             call(calls)
             calls += 1
+        row.sm_clock_mhz = nvml.clock_mhz()
         row.energy_j_per_video = round((nvml.energy_j() - before) / (calls * row.batch), 5)

@@ -51,6 +51,7 @@ class Row:
     gflops: float | None = None  # operations of one call, in 10^9
     percent_of_peak: float | None = None  # of the matrix product measured in the same run
     energy_j_per_video: float | None = None
+    sm_clock_mhz: int | None = None  # of the GPU at the end of a second of such calls
     load_s: float | None = None
     first_inference_ms: float | None = None
 

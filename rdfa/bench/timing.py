@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 Clock = Callable[[], float]
 
 ROUNDS = 20
-# While two runs of one variant still differ by more than `STEADY`, rounds go on for up to `PATIENCE` times as long.
+# While two runs of one variant still differ by more than `STEADY`, rounds go on for up to `PATIENCE` times as long;
+# for longer where they are compared by CPU time, which more rounds always make more certain.
 STEADY = 0.02
-PATIENCE = 4
+PATIENCE, CPU_PATIENCE = 2, 6
 # A warm-up ends when the fastest of the last `WARM_WINDOW` calls gains less than `WARM_GAIN` on all calls before them,
 # or when it has taken as long as the timing may take.
 WARM_WINDOW = 3
@@ -78,7 +79,7 @@ def measure(
     samples = {name: Samples() for name in variants}
     estimates = {name: _warm_up(call, seconds, clock, samples[name]) for name, call in variants.items()}
     spent = dict.fromkeys(variants, 0.0)
-    for turn in range(ROUNDS * PATIENCE):
+    for turn in range(ROUNDS * (CPU_PATIENCE if one_thread else PATIENCE)):
         if turn and turn % ROUNDS == 0 and _steady(samples, twins):
             break
         allowed = seconds * (1 + turn // ROUNDS)
@@ -87,8 +88,10 @@ def measure(
         for name in running if turn % 2 == 0 else reversed(running):
             calls = max(1, math.floor(seconds / ROUNDS / estimates[name]))
             block = _block(variants[name], calls, settle=estimates[name] < SETTLE_S, clock=clock)
-            spent[name] += sum(block.wall)
-            estimates[name] = min(estimates[name], *block.wall)
+            # Time that other programs take does not shorten a measurement that they do not disturb.
+            own = block.cpu if one_thread and block.waits == 0 else block.wall
+            spent[name] += sum(own)
+            estimates[name] = min(estimates[name], *own)
             samples[name].blocks.append(block.wall)
             if one_thread:
                 samples[name].cpu_blocks.append(block.cpu)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ops import library
-from rdfa import runtime
+from rdfa.bench import exported
 from rdfa.bench.backends import detectors, published
 from rdfa.bench.backends.torch_backend import DTYPES
 from rdfa.errors import UsageError
@@ -32,9 +32,9 @@ _BUILDERS = {
 
 def availability(artifact: str | os.PathLike, device: str = "cpu", dtype: str = "float32") -> dict[str, str | None]:
     """For each backend None if it can run this artifact here, else the reason in one line."""
-    exported = runtime.availability(artifact)
-    reasons: dict[str, str | None] = {name: exported.get(EAGER) or _missing(name, device) for name in _BUILDERS}
-    for name, reason in exported.items():
+    files = exported.availability(artifact)
+    reasons: dict[str, str | None] = {name: files.get(EAGER) or _missing(name, device) for name in _BUILDERS}
+    for name, reason in files.items():
         if name not in reasons:
             reasons[name] = reason or _only_float32(dtype)
     return reasons
@@ -60,7 +60,7 @@ def load(
     builder: Callable | None = _BUILDERS.get(backend)
     # On a CPU `eager` is what rdfa.runtime serves, however that makes the detector faster.
     if builder is None or (backend, device, dtype) == (EAGER, "cpu", "float32"):
-        return runtime.load(artifact, backend, device=device, threads=threads)
+        return exported.load(artifact, backend, device, threads)
     detector = detectors.converted(detectors.load_weights(Path(artifact), f"backend {backend}"), device, dtype)
     return builder(detector, device, dtype, threads)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,7 +35,9 @@ def load_weights(artifact: Path, needed_for: str) -> Detector:
 
 
 def converted(detector: Detector, device: str, dtype: str) -> Detector:
-    """A copy of it."""
+    """A copy of it. On a GPU, float32 is float32 from now on: no product or convolution in TF32."""
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return copy.deepcopy(detector).to(device, DTYPES[dtype])
 
 
@@ -73,10 +75,22 @@ def compiled(detector: Detector, device: str, dtype: str, threads: int | None) -
     """
     for module in detector.modules():
         if isinstance(module, DualBiS6Block):
-            module._pass = torch.compile(module._pass, dynamic=True)
+            module._pass = _stem_pass(torch.compile(module._pass, dynamic=True))
         elif isinstance(module, BranchBlock):
-            module.compile(dynamic=True)
+            module.forward = _branch_pass(torch.compile(module.forward, dynamic=True))
     return TorchBackend(detector, device, dtype, threads)
+
+
+# What differs between passes and levels, and would compile their code once more for each: in the first pass of the stem
+# the input is the residual, and below the first level the mask skips every second step in memory.
+
+
+def _stem_pass(compiled: Callable) -> Callable:
+    return lambda x, residual, mask: compiled(x, residual.view_as(residual), mask)
+
+
+def _branch_pass(compiled: Callable) -> Callable:
+    return lambda x, mask: compiled(x, mask.contiguous())
 
 
 def graph(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rdfa.bench import results
-from rdfa.bench.report import figures, history
+from rdfa.bench.report import figures
 from rdfa.bench.report.page import page
 from rdfa.bench.report.table import notes, print_table
 from rdfa.bench.results import Row, write_json
@@ -15,11 +15,9 @@ __all__ = ["notes", "page", "print_table", "write"]
 
 
 def write(output: Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Write results.json, the pictures and report.html into `output`, each under its name only when complete, and
-    append to history.csv there."""
+    """Write results.json, the pictures and report.html into `output`, each under its name only when complete."""
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results.document(environment, list(rows)))
-    history.append(output / "history.csv", environment, rows)
     pictures = figures.draw(environment, rows)
     for name, png in pictures.items():
         with replacing(output / f"{name}.png") as temporary:

@@ -143,9 +143,9 @@ def _accuracy(row: Row) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits, no exponent; empty for None."""
+    """Three significant digits, no exponent; "0" for nothing at all, empty for None."""
     if value is None:
         return ""
-    if value >= 100:
+    if value >= 100 or value == 0:
         return f"{value:.0f}"
     return f"{value:#.3g}" if value >= 1e-3 else f"{value:.4f}"

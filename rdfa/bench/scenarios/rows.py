@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from rdfa.bench.nvml import Nvml
 from rdfa.bench.parity import compare_outputs
 from rdfa.bench.results import Row
 from rdfa.bench.scenarios.backend import Backend, Serving
-from rdfa.bench.scenarios.loadgen import Job, Mode, Outcome
+from rdfa.bench.scenarios.loadgen import TOO_SHORT, Job, Mode, Outcome
 from rdfa.bench.scenarios.loadgen import run as run_test
 from rdfa.bench.scenarios.search import highest_rate
 from rdfa.errors import RunError
@@ -90,12 +91,13 @@ def run(
             entry.group_s = _estimate(candidate.backend, samples, request.group)
         entries.append(entry)
     fastest = min((e.single_s for e in entries if e.checked.valid), default=0.0)
-    bound_s = request.p99_s or BOUND_FACTOR * fastest
-    return [
-        _row(scenario, entry, request, sweep, samples, case, oracle, bound_s, progress)
-        for scenario in request.scenarios
-        for entry in entries
-    ]
+    bench = _Bench(request, sweep, samples, case, oracle, bound_s=request.p99_s or BOUND_FACTOR * fastest)
+    rows = []
+    for scenario in request.scenarios:
+        for entry in entries:
+            progress(f"{scenario}: {entry.candidate.name}, {entry.candidate.dtype}")
+            rows.append(bench.row(scenario, entry))
+    return rows
 
 
 def make_samples(time_steps: int, channels: int) -> list[Inputs]:
@@ -118,104 +120,110 @@ def _estimate(backend: Backend, samples: Sequence[Inputs], batch: int) -> float:
     return min(times)
 
 
-def _row(scenario, entry, request, sweep, samples, case, oracle, bound_s, progress) -> Row:
-    group = 1 if scenario == "SingleStream" else request.group
-    row = make_row(sweep, entry.candidate, scenario, Shape(group, request.time))
-    row.verdict, row.parity, row.detections = entry.checked.verdict, entry.checked.parity, entry.checked.detections
-    if not row.valid:
-        row.drop_speed(row.verdict)
+@dataclass(frozen=True)
+class _Bench:
+    """What all rows have in common."""
+
+    request: Request
+    sweep: Sweep
+    samples: Sequence[Inputs]
+    case: Case
+    oracle: Oracle
+    bound_s: float
+
+    def row(self, scenario: str, entry: _Entry) -> Row:
+        group = 1 if scenario == "SingleStream" else self.request.group
+        row = make_row(self.sweep, entry.candidate, scenario, Shape(group, self.request.time))
+        row.verdict, row.parity, row.detections = entry.checked.verdict, entry.checked.parity, entry.checked.detections
+        if not row.valid:
+            row.drop_speed(row.verdict)
+            return row
+        row.throughput_videos_per_s, row.loadgen = 0.0, self._no_result(scenario)
+        if scenario == "Server" and entry.single_s > self.bound_s:
+            row.loadgen["reasons"] = [f"one video alone takes {1e3 * entry.single_s:.4g} ms, more than the bound"]
+            return row
+        logs = self.request.logs / scenario / f"{row.backend}-{row.dtype}"
+        nvml = Nvml.open() if self.sweep.device == "cuda" else None
+        energy = nvml.energy_j() if nvml else None
+        try:
+            with Watch() as watch:
+                measure = self._server if scenario == "Server" else self._all_at_capacity
+                outcome, rate = measure(scenario, entry, logs)
+        except RunError as error:
+            row.drop_speed(f"invalid: {candidates_.line(error)}")
+            return row
+        row.other_load = watch.other_load
+        if energy is not None and scenario != "Server":  # a search spends energy on more than the last test
+            row.energy_j_per_video = round((nvml.energy_j() - energy) / outcome.videos, 4)
+        self._fill(row, outcome, rate, logs)
         return row
-    progress(f"{scenario}: {row.backend}, {row.dtype}")
-    logs = request.logs / scenario / f"{row.backend}-{row.dtype}"
-    server = scenario == "Server"
-    row.loadgen = {
-        "result": "INVALID",
-        "reasons": [],
-        "queries": 0,
-        "mode": request.mode.name,
-        "target_qps": request.rate if server else None,
-        "p99_bound_ms": round(1e3 * bound_s, 3) if server else None,
-        "logs": None,
-    }
-    row.throughput_videos_per_s, row.samples, row.other_load = 0.0, 0, None
-    nvml = Nvml.open() if sweep.device == "cuda" else None
-    energy = nvml.energy_j() if nvml else None
-    try:
-        with Watch() as watch:
-            outcome = (_server if server else _plain)(scenario, entry, request, samples, bound_s, logs, row.loadgen)
-    except RunError as error:
-        row.drop_speed(f"invalid: {candidates_.line(error)}")
-        return row
-    row.other_load = watch.other_load
-    if outcome is not None:
-        _fill(row, outcome, logs, request, case, oracle)
-    if row.valid and energy is not None and not server and outcome.videos:
-        row.energy_j_per_video = round((nvml.energy_j() - energy) / outcome.videos, 4)
-    return row
 
+    def _no_result(self, scenario: str) -> dict[str, Any]:
+        bound_ms = round(1e3 * self.bound_s, 3) if scenario == "Server" else None
+        no_result = {"result": "INVALID", "reasons": [], "queries": 0, "target_qps": None, "logs": None}
+        return no_result | {"mode": self.request.mode.name, "p99_bound_ms": bound_ms}
 
-def _plain(scenario, entry: _Entry, request: Request, samples, bound_s, logs, column) -> Outcome:
-    # One video at a time for a stream of them; the others in groups, if that is what is faster.
-    group = 1 if scenario == "SingleStream" else request.group
-    rate = {
-        "SingleStream": 1 / entry.single_s,
-        "MultiStream": group / entry.group_s,
-        "Offline": group / entry.group_s,
-    }[scenario]
-    workers = 1 if scenario in ("SingleStream", "MultiStream") else request.workers
-    test = Job(scenario, request.mode, rate, group if scenario == "MultiStream" else 1)
-    return run_test(test, entry.candidate.backend, Serving(workers, group), samples, logs)
+    def _all_at_capacity(self, scenario: str, entry: _Entry, logs: Path) -> tuple[Outcome, None]:
+        """The scenarios that ask for the next answer when the last is there, or for all of them at once."""
+        single = scenario == "SingleStream"
+        group = 1 if single else self.request.group
+        serving = Serving(self.request.workers if scenario == "Offline" else 1, group)
 
+        def test(rate: float) -> Outcome:
+            job = Job(scenario, self.request.mode, rate, group if scenario == "MultiStream" else 1)
+            return run_test(job, entry.candidate.backend, serving, self.samples, logs)
 
-def _server(scenario, entry: _Entry, request: Request, samples, bound_s, logs, column) -> Outcome | None:
-    serving = Serving(request.workers, request.group)
-    if entry.single_s > bound_s:
-        column["reasons"] = [f"one video alone takes {1e3 * entry.single_s:.4g} ms, more than the bound"]
-        return None
+        outcome = test(1 / entry.single_s if single else group / entry.group_s)
+        if TOO_SHORT in outcome.reasons:  # the estimate was too low; now the rate is known better
+            outcome = test(outcome.videos_per_s or 1e3 * group / outcome.latency_ms["min"])
+        return outcome, None
 
-    def test(rate: float, mode: Mode, folder: Path) -> Outcome:
-        return run_test(Job(scenario, mode, rate, bound_s=bound_s), entry.candidate.backend, serving, samples, folder)
+    def _server(self, scenario: str, entry: _Entry, logs: Path) -> tuple[Outcome, float]:
+        """The outcome, and the rate that it was measured at."""
+        request, serving = self.request, Serving(self.request.workers, self.request.group)
 
-    rate = request.rate
-    if rate is None:
+        def test(rate: float, mode: Mode, folder: Path) -> Outcome:
+            job = Job(scenario, mode, rate, bound_s=self.bound_s)
+            return run_test(job, entry.candidate.backend, serving, self.samples, folder)
+
+        def in_time(outcome: Outcome) -> bool:
+            return outcome.latency_ms["p99"] <= 1e3 * self.bound_s
+
+        if request.rate is not None:
+            return test(request.rate, request.mode, logs), request.rate
         probe = Mode("probe", request.mode.probe_s, 1, request.mode.percentile, 0.0)
-
-        def keeps_bound(qps: float) -> bool:
-            return test(qps, probe, logs / "search").latency_ms["p99"] <= 1e3 * bound_s
-
-        low, high = highest_rate(entry.capacity(request.group) * request.workers, keeps_bound)
+        capacity = entry.capacity(request.group) * request.workers
+        low, high = highest_rate(capacity, lambda rate: in_time(test(rate, probe, logs / "search")))
         rate = low or high
-    outcome = test(rate, request.mode, logs)
-    for _ in range(RETRIES if request.rate is None else 0):
-        if outcome.result == "VALID" or outcome.latency_ms["p99"] <= 1e3 * bound_s:
-            break
-        rate *= LOWER
         outcome = test(rate, request.mode, logs)
-    column["target_qps"] = round(rate, 4)
-    return outcome
+        for _ in range(RETRIES):
+            if in_time(outcome):
+                break
+            rate *= LOWER
+            outcome = test(rate, request.mode, logs)
+        return outcome, rate
 
+    def _fill(self, row: Row, outcome: Outcome, rate: float | None, logs: Path) -> None:
+        reason = self._differs(outcome, row.dtype)
+        if reason:
+            row.drop_speed(f"invalid: under load, {reason}")
+            return
+        row.loadgen |= {
+            "result": outcome.result,
+            "reasons": outcome.reasons,
+            "queries": outcome.queries,
+            "target_qps": None if rate is None else round(rate, 4),
+            "logs": str(logs.relative_to(self.request.logs.parent)),
+        }
+        row.samples = outcome.queries
+        # The one query of an Offline test has no latency that says anything.
+        row.latency_ms = None if row.scenario == "Offline" else outcome.latency_ms
+        per_s = outcome.videos_per_s
+        row.throughput_videos_per_s = per_s if per_s is not None else row.batch / outcome.latency_ms["mean"] * 1e3
 
-def _fill(row: Row, outcome: Outcome, logs: Path, request: Request, case: Case, oracle: Oracle) -> None:
-    reason = _differs(outcome, row, case, oracle)
-    if reason:
-        row.drop_speed(f"invalid: under load, {reason}")
-        return
-    row.loadgen |= {
-        "result": outcome.result,
-        "reasons": outcome.reasons,
-        "queries": outcome.queries,
-        "logs": str(logs.relative_to(request.logs.parent)),
-    }
-    row.samples = outcome.queries
-    # The one query of an Offline test has no latency that says anything.
-    row.latency_ms = None if row.scenario == "Offline" else outcome.latency_ms
-    rate = outcome.videos_per_s
-    row.throughput_videos_per_s = rate if rate is not None else row.batch / outcome.latency_ms["mean"] * 1e3
-
-
-def _differs(outcome: Outcome, row: Row, case: Case, oracle: Oracle) -> str:
-    """Why the last answer under load is not what it should be; "" when it is."""
-    indices, outputs = outcome.last
-    baseline = case.rounded.get(row.dtype)
-    exact, plain = (None if o is None else Outputs(*(part[indices] for part in o)) for o in (case.exact, baseline))
-    return compare_outputs(outputs, exact, oracle.level_lengths(row.time), plain)[1]
+    def _differs(self, outcome: Outcome, dtype: str) -> str:
+        """Why the last answer under load is not what it should be; "" when it is."""
+        indices, outputs = outcome.last
+        wanted = (self.case.exact, self.case.rounded.get(dtype))
+        exact, plain = (o and Outputs(*(part[indices] for part in o)) for o in wanted)
+        return compare_outputs(outputs, exact, self.case.lengths, plain)[1]

@@ -36,6 +36,7 @@ def test_outputs_are_the_detectors_and_every_scan_goes_through_the_kernels():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_cuda_kernels_give_what_the_detector_gives():
     if published.missing():
         pytest.skip(f"{', '.join(published.missing())} is not installed: pip install 'rdfa-s6[reference]'")

@@ -86,7 +86,7 @@ def test_write_makes_the_files(tmp_path):
     report.write(tmp_path / "new" / "folder", MACHINE, ROWS)
     folder = tmp_path / "new" / "folder"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "history.csv", "latency.png", "report.html", "results.json", "tails.png", "throughput.png",
+        "latency.png", "report.html", "results.json", "tails.png", "throughput.png",
     ]  # fmt: skip
     assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")
     jsonschema.validate(json.loads((folder / "results.json").read_text()), json.loads(SCHEMA.read_text()))

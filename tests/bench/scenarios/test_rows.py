@@ -11,7 +11,7 @@ pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed
 from rdfa.bench.candidates import Candidate, Sweep
 from rdfa.bench.cold_start import Shape
 from rdfa.bench.results import document
-from rdfa.bench.scenarios import rows
+from rdfa.bench.scenarios import loadgen, rows
 from rdfa.bench.scenarios.loadgen import SCENARIOS, Mode
 from rdfa.runtime.session import Outputs
 from tests.bench import fakes
@@ -95,3 +95,18 @@ def test_a_wrong_backend_runs_no_scenario(tmp_path):
     found = run(tmp_path, {"eager": Backend(answer=wrong)})
     assert all(row.verdict.startswith("invalid: cls_logits is off by") for row in found.values())
     assert not (tmp_path / "loadgen").exists()
+
+
+def test_offline_is_repeated_when_the_estimate_was_too_low(tmp_path, monkeypatch):
+    jobs = []
+
+    def run_test(job, backend, serving, samples, logs):
+        jobs.append(job)
+        last = [0], outputs_of(*(part[None] for part in samples[0]))
+        reasons = [loadgen.TOO_SHORT] if len(jobs) == 1 else []
+        return loadgen.Outcome("INVALID" if reasons else "VALID", reasons, {}, 1, 1234.0 * len(jobs), 10, last)
+
+    monkeypatch.setattr(rows, "run_test", run_test)
+    row = run(tmp_path, {"eager": Backend()}, ("Offline",))["Offline", "eager"]
+    assert [job.rate for job in jobs][1:] == [1234.0]
+    assert (row.loadgen["result"], row.throughput_videos_per_s) == ("VALID", 2468.0)
