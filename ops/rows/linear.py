@@ -20,7 +20,7 @@ def pack(weight_NWK: Tensor) -> Tensor:
     Panels of `PANEL` outputs follow each other, the last one of `HALF_PANEL` where that is enough, zeros beyond N. A
     panel is [W,K,outputs]; in bfloat16 [W,K/2,outputs,2], a zero after an odd K.
     """
-    outputs, taps, inputs = weight_NWK.shape
+    outputs, _, inputs = weight_NWK.shape
     pair = 2 if weight_NWK.dtype == torch.bfloat16 else 1
     weight_NWK = F.pad(weight_NWK, (0, -inputs % pair, 0, 0, 0, -outputs % HALF_PANEL))
     panels = []
@@ -67,7 +67,7 @@ def linear(
         return _composed(x, weight, in_norm, bias, scale, out_norm, relu, gate, residual, keep)
     if not torch.jit.is_tracing():
         library.require()
-    if in_norm is not None and weight.numel() and in_norm.shape[1] > LONGEST_NORM:
+    if in_norm is not None and in_norm.shape[1] > LONGEST_NORM:
         x, in_norm = _norm(x.float(), in_norm).to(x.dtype), None
     return torch.ops.rdfa.linear(
         x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep

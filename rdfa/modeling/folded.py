@@ -36,13 +36,14 @@ def fold(detector: Detector, dtype: torch.dtype | None = None, packed: bool | No
     Args:
         dtype: of weights and activations, the detector's by default. Norms, factors and the scan's state stay float32
             (float64 in a float64 detector). Inputs and outputs have the detector's dtype whatever this is.
-        packed: whether products run on the C++ kernels, with weights in their layout; by default where that is possible,
-            which is for float32 and bfloat16 on a CPU. Otherwise PyTorch multiplies.
+        packed: whether products run on the C++ kernels, with weights in their layout; by default where they are fast,
+            which is for float32 and bfloat16 on a CPU with AVX2 or AVX-512. Otherwise PyTorch multiplies.
     """
     weight = next(detector.parameters())
     dtype = dtype or weight.dtype
     if packed is None:
-        packed = weight.device.type == "cpu" and dtype in library.DTYPES and library.available()
+        fast = weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        packed = fast and dtype in library.DTYPES and library.available()
     with torch.no_grad():
         return FoldedDetector(detector, dtype, packed).eval().requires_grad_(False)
 
