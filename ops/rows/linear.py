@@ -43,6 +43,7 @@ def linear(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     keep: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """One pass over x [S,L,K], each part only where it is given:
 
@@ -54,7 +55,10 @@ def linear(
             in any dtype and on any device. In x's dtype.
         outputs, taps: N, and the odd W.
         in_norm, out_norm: [2,K] and [2,N], weight and bias of a layer norm (eps 1e-5); in_norm with one tap only.
-        bias: [N]. scale: [S,L]. gate: [S,N]. keep: [L]. residual: [S,L,N], in x's dtype.
+        bias: [N]. scale: [S,L]; what x holds in rows whose scale is 0 does not matter, and the C++ kernels pass most of
+            them over. gate: [S,N]. keep: [L]. residual: [S,L,N], in x's dtype.
+        lengths: int64 [S], how many rows of each sequence matter, None for all. The C++ kernels end there, and leave
+            the rows of y beyond as they were.
 
     Returns:
         y [S,L,N] in x's dtype, contiguous. Sums, norms and factors are float32 (float64 when x is float64), and do not
@@ -70,7 +74,7 @@ def linear(
     if in_norm is not None and in_norm.shape[1] > LONGEST_NORM:
         x, in_norm = _norm(x.float(), in_norm).to(x.dtype), None
     return torch.ops.rdfa.linear(
-        x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep
+        x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep, lengths
     )  # fmt: skip
 
 
@@ -87,7 +91,7 @@ def _composed(x, weight, in_norm, bias, scale, out_norm, relu, gate, residual, k
     if bias is not None:
         y = y + bias
     if scale is not None:
-        y = y * scale.unsqueeze(-1)
+        y = torch.where(scale.unsqueeze(-1) == 0, 0.0, y * scale.unsqueeze(-1))
     if out_norm is not None:
         y = _norm(y, out_norm.to(wide))
     if relu:
@@ -105,7 +109,7 @@ def _norm(x, weight_and_bias):
     return F.layer_norm(x, x.shape[-1:], weight_and_bias[0], weight_and_bias[1], eps=1e-5)
 
 
-def _fake(x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep):
+def _fake(x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep, lengths):
     return x.new_empty(x.shape[0], x.shape[1], outputs)
 
 

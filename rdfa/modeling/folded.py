@@ -9,6 +9,9 @@ made from, which stay the place to read about the ideas:
 - In the channel gate the mean over the outputs of out_proj is taken once, over its rows: a vector.
 - Rows of x_proj that give B and C serve the first branch only, and are computed for it only.
 - The heads run once, over all pyramid levels in one sequence with zeros between them.
+- Padding costs little. Rows that a mask sets to zero are not multiplied; before that all padded rows of a video are
+  alike, so scans take a few of them and reckon the others in closed form. Only the channel gate's own block, whose
+  sequence is the channels, costs the same for every video.
 
 Shape suffixes: S sequences (the batch), T frames, L positions, P positions of all levels with the gaps between them, C
 channels, D inner channels, N states, K branches.
@@ -28,6 +31,12 @@ from rdfa.modeling.detector import Detector, check_input
 from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
 from rdfa.modeling.heads import PtTransformerClsHead, PtTransformerRegHead
 from rdfa.modeling.layers import ChannelLayerNorm
+
+
+def inference_form(detector: Detector) -> nn.Module:
+    """What computes `detector` fastest where it is: folded on a CPU, itself on a GPU, whose kernels it knows."""
+    on_cpu = next(detector.parameters()).device.type == "cpu"
+    return fold(detector) if on_cpu else detector.eval()
 
 
 def fold(detector: Detector, dtype: torch.dtype | None = None, packed: bool | None = None) -> "FoldedDetector":
@@ -70,10 +79,10 @@ class FoldedDetector(nn.Module):
             self.level_lengths(features_SCT.shape[2])
         x_STC = self.embedding(features_SCT.to(self.dtype).transpose(1, 2), self._factor(mask_ST))
         for block in self.stem:
-            x_STC = block(x_STC, self._factor(mask_ST))
+            x_STC = block(x_STC, self._factor(mask_ST), _lengths(mask_ST))
         levels, masks = [x_STC], [mask_ST]
         for block in self.branch:
-            x_SLC, mask_SL = block(levels[-1], masks[-1], self._factor(masks[-1]))
+            x_SLC, mask_SL = block(levels[-1], masks[-1], self._factor(masks[-1]), _lengths(masks[-1]))
             levels.append(x_SLC)
             masks.append(mask_SL)
         masks = masks[self.start_level :]
@@ -121,10 +130,13 @@ class _Product(nn.Module):
         self.register_buffer("out_norm", _norm(out_norm))
         self.relu = relu
 
-    def forward(self, x_SLK: Tensor, scale_SL=None, gate_SN=None, residual_SLN=None, keep_L=None) -> Tensor:
+    def forward(
+        self, x_SLK: Tensor, scale_SL=None, gate_SN=None, residual_SLN=None, keep_L=None, lengths_S=None
+    ) -> Tensor:
         return linear(
             x_SLK, self.weight, self.outputs, self.taps, in_norm=self.in_norm, bias=self.bias, scale=scale_SL,
             out_norm=self.out_norm, relu=self.relu, gate=gate_SN, residual=residual_SLN, keep=keep_L,
+            lengths=lengths_S,
         )  # fmt: skip
 
 
@@ -167,12 +179,16 @@ class _Scans(nn.Module):
         self.register_buffer("D", block.D.to(wide, copy=True))
         self.register_buffer("delta_bias", block.dt_proj.bias.to(wide, copy=True))
 
-    def forward(self, x_SLC: Tensor) -> Tensor:
-        xz_SL4D = self.in_proj(x_SLC)
-        u_RLD = conv_rows(xz_SL4D, self.taps)
-        BC = self.BC_rows(u_RLD[:: self.branches])
-        delta_RLD = self.dt_proj(self.dt_rows(u_RLD))
-        return scan_rows(u_RLD, delta_RLD, self.A, BC, self.D, self.delta_bias, xz_SL4D)
+    def forward(self, x_SLC: Tensor, lengths_S: Tensor | None = None) -> Tensor:
+        lengths_2S = lengths_R = None
+        if lengths_S is not None:
+            lengths_2S = lengths_S.repeat_interleave(2)
+            lengths_R = lengths_S.repeat_interleave(2 * self.branches)
+        xz_SL4D = self.in_proj(x_SLC, lengths_S=lengths_S)
+        u_RLD = conv_rows(xz_SL4D, self.taps, lengths_S)
+        BC = self.BC_rows(u_RLD[:: self.branches], lengths_S=lengths_2S)
+        delta_RLD = self.dt_proj(self.dt_rows(u_RLD, lengths_S=lengths_R), lengths_S=lengths_R)
+        return scan_rows(u_RLD, delta_RLD, self.A, BC, self.D, self.delta_bias, xz_SL4D, lengths_S)
 
 
 class _Stem(nn.Module):
@@ -186,12 +202,12 @@ class _Stem(nn.Module):
         self.register_buffer("mean_row", block.c_mamba.out_proj.weight.mean(0).to(dtype))
         self.out_proj = _scaled_projection(block.t_mamba, block.drop_path, dtype, packed)
 
-    def forward(self, x_STC: Tensor, mask_ST: Tensor) -> Tensor:
+    def forward(self, x_STC: Tensor, factor_ST: Tensor, lengths_S: Tensor) -> Tensor:
         residual_STC = x_STC
         for _ in range(self.recurrent):
             y_SCE = self.channels(average_rows(x_STC, self.bins).transpose(1, 2))
-            gate_SC = torch.sigmoid((y_SCE @ self.mean_row).to(mask_ST.dtype))
-            x_STC = self.out_proj(self.time(x_STC), mask_ST, gate_SC, residual_STC)
+            gate_SC = torch.sigmoid((y_SCE @ self.mean_row).to(factor_ST.dtype))
+            x_STC = self.out_proj(self.time(x_STC, lengths_S), factor_ST, gate_SC, residual_STC)
         return x_STC
 
 
@@ -204,8 +220,8 @@ class _Branch(nn.Module):
         self.out_proj = _scaled_projection(block.mamba, block.drop_path, dtype, packed)
         self.pool = block.ds_maxpool
 
-    def forward(self, x_SLC: Tensor, mask_SL: Tensor, factor_SL: Tensor) -> tuple[Tensor, Tensor]:
-        return self.pool(self.out_proj(self.scans(x_SLC), factor_SL, residual_SLN=x_SLC), mask_SL)
+    def forward(self, x_SLC: Tensor, mask_SL: Tensor, factor_SL: Tensor, lengths_S: Tensor) -> tuple[Tensor, Tensor]:
+        return self.pool(self.out_proj(self.scans(x_SLC, lengths_S), factor_SL, residual_SLN=x_SLC), mask_SL)
 
 
 class _Head(nn.Module):
@@ -222,6 +238,12 @@ class _Head(nn.Module):
         for product in self.tower:
             x_SPC = product(x_SPC, mask_SP, keep_L=keep_P)
         return self.last(x_SPC, scale_SP)
+
+
+def _lengths(mask_SL: Tensor) -> Tensor:
+    """How many rows the scans take: up to the end of the video, and as many padded ones as convolutions have taps."""
+    number_L = torch.arange(1, mask_SL.shape[1] + 1, device=mask_SL.device)
+    return (mask_SL * number_L).amax(1) + TAPS
 
 
 def _conv(conv: nn.Conv1d, dtype: torch.dtype, packed: bool, norm: nn.Module | None = None, relu=True) -> _Product:

@@ -18,8 +18,10 @@ struct Convolution {
   const void* x;
   int64_t x_s, x_l, x_r;  // strides of sequences, steps and directions, in elements; channels are adjacent
   const float* taps;      // [K, TAPS + 1, D], the last row the bias
+  const int64_t* lengths; // [S] or null: where sequences end before L; later steps are not written
   void* u;                // [S, 2, K, L, D]
 
+  RDFA_CONV_INLINE int64_t end(int64_t s) const { return lengths && lengths[s] < length ? lengths[s] : length; }
   RDFA_CONV_INLINE int64_t tasks() const {
     return sequences * 2 * ((length + STEPS - 1) / STEPS) * ((channels + CHANNELS - 1) / CHANNELS);
   }
@@ -40,7 +42,7 @@ struct Average {
 
 #define RDFA_DECLARE_ROWS(isa)                                                                 \
   namespace isa {                                                                              \
-  void convolve_rows(const rdfa::rows::Convolution&, int64_t first_task, int64_t last_task);   \
+  void convolve_rows(const rdfa::rows::Convolution&, int64_t first_task, int64_t step);        \
   void average_rows(const rdfa::rows::Average&, int64_t first_task, int64_t last_task);        \
   }
 namespace rdfa {

@@ -35,7 +35,7 @@ void convolve_columns(const Convolution& c, int64_t s, int64_t direction, int64_
   Vec x[rows::TAPS];
   for (int j = 1; j < rows::TAPS; ++j) {
     const int64_t before = t - sign * (rows::TAPS - j);
-    x[j] = before < 0 || before >= c.length ? Vec{} : load_channels<BF16>(c.x, base + before * c.x_l, left);
+    x[j] = before < 0 || before >= c.end(s) ? Vec{} : load_channels<BF16>(c.x, base + before * c.x_l, left);
   }
   for (int64_t i = 0; i < steps; ++i, t += sign) {
     for (int j = 1; j < rows::TAPS; ++j) x[j - 1] = x[j];
@@ -58,7 +58,7 @@ void convolve_task(const Convolution& c, int64_t task) {
   const int64_t parts = (c.length + rows::STEPS - 1) / rows::STEPS;
   const int64_t d0 = task % groups * rows::CHANNELS, t0 = task / groups % parts * rows::STEPS;
   const int64_t direction = task / groups / parts % 2, s = task / groups / parts / 2;
-  const int64_t t1 = t0 + rows::STEPS < c.length ? t0 + rows::STEPS : c.length;
+  const int64_t t1 = t0 + rows::STEPS < c.end(s) ? t0 + rows::STEPS : c.end(s);
   const int64_t d1 = d0 + rows::CHANNELS < c.channels ? d0 + rows::CHANNELS : c.channels;
   for (int64_t d = d0; d < d1; d += LANES) {
     const int64_t t = direction ? t1 - 1 : t0;
@@ -81,9 +81,9 @@ void average_bin(const Average& a, int64_t s, int64_t bin) {
 
 }  // namespace
 
-void convolve_rows(const Convolution& c, int64_t first_task, int64_t last_task) {
+void convolve_rows(const Convolution& c, int64_t first_task, int64_t step) {
   const auto run = c.branches == 1 ? convolve_task<1> : c.branches == 2 ? convolve_task<2> : convolve_task<3>;
-  for (int64_t task = first_task; task < last_task; ++task) run(c, task);
+  for (int64_t task = first_task; task < c.tasks(); task += step) run(c, task);
 }
 
 void average_rows(const Average& a, int64_t first_task, int64_t last_task) {

@@ -29,22 +29,25 @@ struct Problem {
   const float *in_weight, *in_bias;    // [K], layer norm of x, or null
   const float *out_weight, *out_bias;  // [N], layer norm of the outputs, or null
   const float *bias, *gate;            // [N], [S, N], or null
-  const float *scale, *keep;           // [S, L], [L], or null
+  const float *scale, *keep;           // [S, L], [L], or null; rows whose scale is 0 are not multiplied
+  const int64_t* lengths;              // [S] or null: where sequences end before L; later rows are not written
   int64_t rows;                        // of a task
 
   RDFA_LINEAR_INLINE int64_t padded_inputs() const { return bf16 ? (inputs + 1) / 2 * 2 : inputs; }
   RDFA_LINEAR_INLINE int64_t padded_outputs() const { return (outputs + HALF_PANEL - 1) / HALF_PANEL * HALF_PANEL; }
   RDFA_LINEAR_INLINE bool sums_in_place() const { return !bf16 && outputs == padded_outputs(); }
+  RDFA_LINEAR_INLINE int64_t end(int64_t s) const { return lengths && lengths[s] < length ? lengths[s] : length; }
   RDFA_LINEAR_INLINE int64_t blocks() const { return (length + rows - 1) / rows; }
   RDFA_LINEAR_INLINE int64_t tasks() const { return sequences * blocks(); }
 };
 
 }  // namespace rdfa::linear
 
-// Tasks [first, last): blocks of rows.
-#define RDFA_DECLARE_LINEAR(isa)                                                            \
-  namespace isa {                                                                           \
-  void linear_forward(const rdfa::linear::Problem&, int64_t first_task, int64_t last_task); \
+// Tasks first, first + step, ...: blocks of rows. Those at the end of a sequence may have nothing to do, so threads take
+// them in turns.
+#define RDFA_DECLARE_LINEAR(isa)                                                  \
+  namespace isa {                                                                 \
+  void linear_forward(const rdfa::linear::Problem&, int64_t first, int64_t step); \
   }
 namespace rdfa {
 RDFA_DECLARE_LINEAR(avx512bf16)

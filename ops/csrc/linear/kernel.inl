@@ -100,16 +100,17 @@ template <bool BF16>
 static void copy_rows(const Problem& p, int64_t s, int64_t first, int64_t rows, int64_t k0, int64_t count, Operand* to) {
   typedef typename Element<BF16>::Type T;
   const T* x = static_cast<const T*>(p.x) + s * p.x_b + k0 * p.x_k;
+  const int64_t end = p.end(s);
   for (int64_t i = 0; i < rows;) {
     const int64_t l = first + i;
     Operand* row = to + i * STRIDE;
-    if (l < 0 || l >= p.length) {
+    if (l < 0 || l >= end) {
       memset(row, 0, STRIDE * sizeof(Operand));
       ++i;
     } else if (p.x_k == 1) {
       for (int64_t k = 0; k < count; k += LANES) put(row, k, load_part<BF16>(x, l * p.x_l + k, count - k));
       ++i;
-    } else if (p.x_l == 1 && i + LANES <= rows && l + LANES <= p.length) {
+    } else if (p.x_l == 1 && i + LANES <= rows && l + LANES <= end) {
       for (int64_t k = 0; k < count; k += LANES) {
         Vec square[LANES];
 #pragma GCC unroll 16
@@ -241,29 +242,30 @@ static void multiply_panel(const Operand* x, int64_t rows, const Panel& panel, f
 
 // ---- what follows
 
-// Outputs `first` to `last` of one row, whose sums are in c.
+// Outputs `first` to `last` of one row, whose sums are in c; a row whose scale is 0 may have none.
 template <bool BF16>
 static void finish_row(const Problem& p, int64_t s, int64_t l, int64_t first, int64_t last, float* c) {
   const float scale = p.scale ? p.scale[s * p.length + l] : 1.0f, keep = p.keep ? p.keep[l] : 1.0f;
   float mean = 0.0f, slope = 1.0f;
+  const auto scaled = [&](int64_t n) __attribute__((always_inline)) {
+    if (scale == 0.0f) return Vec{};
+    const Vec bias = p.bias ? load_part<false>(p.bias, n, last - n) : Vec{};
+    return (load(c + n - first) + bias) * splat(scale);
+  };
   if (p.out_weight) {
-    for (int64_t n = first; n < last; n += LANES) {
-      const Vec bias = p.bias ? load_part<false>(p.bias, n, last - n) : Vec{};
-      store(c + n - first, (load(c + n - first) + bias) * splat(scale));
-    }
+    for (int64_t n = first; n < last; n += LANES) store(c + n - first, scaled(n));
     const Moments moments(c, last - first);
     mean = moments.mean;
     slope = moments.slope;
   }
   for (int64_t n = first; n < last; n += LANES) {
     const int64_t left = last - n;
-    Vec v = load(c + n - first);
+    Vec v;
     if (p.out_weight) {
       const Vec weight = load_part<false>(p.out_weight, n, left), bias = load_part<false>(p.out_bias, n, left);
-      v = fma((v - splat(mean)) * splat(slope), weight, bias);
+      v = fma((load(c + n - first) - splat(mean)) * splat(slope), weight, bias);
     } else {
-      if (p.bias) v = v + load_part<false>(p.bias, n, left);
-      v = v * splat(scale);
+      v = scaled(n);
     }
     if (p.relu) v = max(splat(0.0f), v);
     if (p.gate) v = v * load_part<false>(p.gate, s * p.outputs + n, left);
@@ -274,7 +276,9 @@ static void finish_row(const Problem& p, int64_t s, int64_t l, int64_t first, in
 
 template <bool BF16>
 static void run_block(const Problem& p, int64_t s, int64_t first, int64_t last, Operand* copied, float* scratch) {
-  const int64_t inputs = p.padded_inputs(), rows = last - first, halo = p.taps / 2, per_row = BF16 ? 2 : 1;
+  const int64_t inputs = p.padded_inputs(), halo = p.taps / 2, per_row = BF16 ? 2 : 1;
+  int64_t rows = last - first;  // to multiply
+  while (p.scale && rows > 0 && p.scale[s * p.length + first + rows - 1] == 0.0f) --rows;
   const bool in_place = p.sums_in_place();
   const bool nothing_follows = in_place && !(p.bias || p.scale || p.out_weight || p.relu || p.gate || p.residual || p.keep);
   const int64_t columns = p.out_weight ? p.padded_outputs() : COLUMNS;
@@ -282,7 +286,7 @@ static void run_block(const Problem& p, int64_t s, int64_t first, int64_t last, 
     const int64_t n1 = n0 + columns < p.padded_outputs() ? n0 + columns : p.padded_outputs();
     float* c = in_place ? static_cast<float*>(p.y) + s * p.y_b + first * p.y_l + n0 : scratch;
     const int64_t stride = in_place ? p.y_l : columns;
-    for (int64_t k0 = 0; k0 < inputs; k0 += CHUNK) {
+    for (int64_t k0 = 0; rows > 0 && k0 < inputs; k0 += CHUNK) {
       const int64_t count = inputs - k0 < CHUNK ? inputs - k0 : CHUNK;
       if (n0 == 0 || inputs > CHUNK) {
         const int64_t real = p.inputs - k0 < count ? p.inputs - k0 : count;
@@ -298,22 +302,23 @@ static void run_block(const Problem& p, int64_t s, int64_t first, int64_t last, 
     }
     if (nothing_follows) continue;
     const int64_t end = n1 < p.outputs ? n1 : p.outputs;
-    for (int64_t i = 0; i < rows; ++i) finish_row<BF16>(p, s, first + i, n0, end, c + i * stride);
+    for (int64_t l = first; l < last; ++l) finish_row<BF16>(p, s, l, n0, end, c + (l - first) * stride);
   }
 }
 
 }  // namespace
 
-void linear_forward(const Problem& p, int64_t first_task, int64_t last_task) {
+void linear_forward(const Problem& p, int64_t first_task, int64_t step) {
   const int64_t columns = p.out_weight && p.padded_outputs() > COLUMNS ? p.padded_outputs() : COLUMNS;
   const size_t copied = (p.rows + p.taps) * STRIDE * sizeof(Operand), sums = p.rows * columns * sizeof(float);
   char* memory = static_cast<char*>(aligned_alloc(64, (copied + sums + 127) / 64 * 64));
   if (memory == nullptr) abort();
   Operand* rows = reinterpret_cast<Operand*>(memory);
   float* scratch = reinterpret_cast<float*>(memory + (copied + 63) / 64 * 64);
-  for (int64_t task = first_task; task < last_task; ++task) {
+  for (int64_t task = first_task; task < p.tasks(); task += step) {
     const int64_t s = task / p.blocks(), first = task % p.blocks() * p.rows;
-    const int64_t last = first + p.rows < p.length ? first + p.rows : p.length;
+    const int64_t last = first + p.rows < p.end(s) ? first + p.rows : p.end(s);
+    if (first >= last) continue;
 #if defined(RDFA_LINEAR_DOT)
     run_block<true>(p, s, first, last, rows, scratch);
 #else

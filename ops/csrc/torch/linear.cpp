@@ -43,7 +43,7 @@ bool processor_multiplies_bfloat16() {
 Tensor linear_forward(const Tensor& x, const Tensor& weight, int64_t outputs, int64_t taps,
                       const OptionalTensor& in_norm, const OptionalTensor& bias, const OptionalTensor& scale,
                       const OptionalTensor& out_norm, bool relu, const OptionalTensor& gate,
-                      const OptionalTensor& residual, const OptionalTensor& keep) {
+                      const OptionalTensor& residual, const OptionalTensor& keep, const OptionalTensor& lengths) {
   STD_TORCH_CHECK(x.dim() == 3, "x has shape ", shape_string(x), ", expected [S, L, K]");
   STD_TORCH_CHECK(is_float_or_bfloat16(x), "x must be float32 or bfloat16");
   STD_TORCH_CHECK(outputs >= 1 && taps >= 1 && taps % 2 == 1, "outputs = ", outputs, ", taps = ", taps,
@@ -83,6 +83,7 @@ Tensor linear_forward(const Tensor& x, const Tensor& weight, int64_t outputs, in
     p.residual_b = residual->stride(0);
     p.residual_l = residual->stride(1);
   }
+  p.lengths = lengths ? row_counts(*lengths, S) : nullptr;
   const Tensor y = allocate({S, L, outputs}, x.scalar_type());
   p.y = y.mutable_data_ptr();
   p.y_b = L * outputs;
@@ -95,7 +96,7 @@ Tensor linear_forward(const Tensor& x, const Tensor& weight, int64_t outputs, in
 #else
   const auto kernel = RDFA_DISPATCH(linear_forward);
 #endif
-  torch::stable::parallel_for(0, p.tasks(), 1, [&](int64_t first, int64_t last) { kernel(p, first, last); });
+  in_turns(p.tasks(), [&](int64_t first, int64_t step) { kernel(p, first, step); });
   return y;
 }
 
@@ -105,7 +106,7 @@ Tensor linear_forward(const Tensor& x, const Tensor& weight, int64_t outputs, in
 STABLE_TORCH_LIBRARY_FRAGMENT(rdfa, m) {
   m.def(
       "linear(Tensor x, Tensor weight, int outputs, int taps, Tensor? in_norm, Tensor? bias, Tensor? scale, "
-      "Tensor? out_norm, bool relu, Tensor? gate, Tensor? residual, Tensor? keep) -> Tensor");
+      "Tensor? out_norm, bool relu, Tensor? gate, Tensor? residual, Tensor? keep, Tensor? lengths) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rdfa, CPU, m) { m.impl("linear", TORCH_BOX(&rdfa::linear_forward)); }
