@@ -313,6 +313,8 @@ void linear_forward(const Problem& p, int64_t first_task, int64_t step) {
   const size_t copied = (p.rows + p.taps) * STRIDE * sizeof(Operand), sums = p.rows * columns * sizeof(float);
   char* memory = static_cast<char*>(aligned_alloc(64, (copied + sums + 127) / 64 * 64));
   if (memory == nullptr) abort();
+  const char* poison = getenv("RDFA_POISON_ALLOCATIONS");  // tests: NaN, as in the bindings
+  if (poison != nullptr && poison[0] == '1') memset(memory, 0xff, copied + sums);
   Operand* rows = reinterpret_cast<Operand*>(memory);
   float* scratch = reinterpret_cast<float*>(memory + (copied + 63) / 64 * 64);
   for (int64_t task = first_task; task < p.tasks(); task += step) {
