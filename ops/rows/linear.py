@@ -86,7 +86,9 @@ def _composed(x, weight, in_norm, bias, scale, out_norm, relu, gate, residual, k
     if halo == 0:
         y = F.linear(x, weight[:, 0])
     else:
-        y = F.conv1d(x.transpose(1, 2), weight.transpose(1, 2), padding=halo).transpose(1, 2)
+        # In two dimensions, of height 1, because only then channels stay adjacent.
+        x_SK1L, weight_NK1W = x.transpose(1, 2).unsqueeze(2), weight.transpose(1, 2).unsqueeze(2)
+        y = F.conv2d(x_SK1L, weight_NK1W, padding=(0, halo)).squeeze(2).transpose(1, 2)
     y = y.to(wide)
     if bias is not None:
         y = y + bias
