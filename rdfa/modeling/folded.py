@@ -63,7 +63,7 @@ class FoldedDetector(nn.Module):
     def __init__(self, detector: Detector, dtype: torch.dtype, packed: bool):
         super().__init__()
         self.settings, self.generator, self.start_level = detector.settings, detector.generator, detector.start_level
-        self.dtype = dtype
+        self.dtype, self.outer_dtype = dtype, detector.reg_head.scale[0].scale.dtype
         backbone = detector.backbone
         self.embedding = _Embedding(backbone.embedding_module, dtype, packed)
         self.stem = nn.ModuleList(_Stem(block, dtype, packed) for block in backbone.stem_module.blocks)
@@ -71,11 +71,12 @@ class FoldedDetector(nn.Module):
         self.neck = copy.deepcopy(detector.neck).to(dtype)
         self.cls_head = _Head(detector.cls_head, detector.cls_head.cls_head, dtype, packed)
         self.reg_head = _Head(detector.reg_head, detector.reg_head.offset_head, dtype, packed)
-        self.register_buffer("level_scale", torch.stack([level.scale for level in detector.reg_head.scale]))
+        self.halo = max(self.cls_head.halo, self.reg_head.halo)
+        self.register_buffer("level_scale", _wide(torch.stack([level.scale for level in detector.reg_head.scale])))
 
     def forward(self, features_SCT: Tensor, mask_ST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            check_input(features_SCT, mask_ST, self.settings, self.level_scale.dtype)
+            check_input(features_SCT, mask_ST, self.settings, self.outer_dtype)
             self.level_lengths(features_SCT.shape[2])
         x_STC = self.embedding(features_SCT.to(self.dtype).transpose(1, 2), self._factor(mask_ST))
         for block in self.stem:
@@ -89,7 +90,7 @@ class FoldedDetector(nn.Module):
         return *self._heads(self.neck(levels[self.start_level :], masks), masks), torch.cat(masks, 1)
 
     def _heads(self, levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        halo = self.cls_head.halo
+        halo = self.halo
         factors = [self._factor(mask) for mask in masks]
         x_SPC = torch.cat([part for x in levels for part in (x, x.new_zeros(x.shape[0], halo, x.shape[2]))], 1)
         gap_Sh = factors[0].new_zeros(factors[0].shape[0], halo)
@@ -101,7 +102,7 @@ class FoldedDetector(nn.Module):
         outputs = []
         for y in (cls_SPK, offsets_SP2):
             sizes = [size for f in factors for size in (f.shape[1], halo)]
-            outputs.append(torch.cat(y.split(sizes, 1)[::2], 1).to(self.level_scale.dtype))
+            outputs.append(torch.cat(y.split(sizes, 1)[::2], 1).to(self.outer_dtype))
         return outputs[0], outputs[1]
 
     def _factor(self, mask: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class _Product(nn.Module):
         self.outputs, self.taps, _ = weight_NWK.shape
         weight_NWK = weight_NWK.detach().to(dtype, copy=True)
         self.register_buffer("weight", pack(weight_NWK) if packed else weight_NWK)
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.register_buffer("bias", None if bias is None else _wide(bias.detach()))
         self.register_buffer("in_norm", _norm(in_norm))
         self.register_buffer("out_norm", _norm(out_norm))
         self.relu = relu
@@ -166,18 +167,18 @@ class _Scans(nn.Module):
 
     def __init__(self, block: FeatureAggregatedBiS6, norm: nn.LayerNorm | None, dtype: torch.dtype, packed: bool):
         super().__init__()
-        rank, wide = block.dt_rank, torch.promote_types(block.A_log.dtype, torch.float32)
+        rank = block.dt_rank
         self.in_proj = _Product(block.in_proj.weight[:, None], dtype, packed, in_norm=norm)
         taps = [F.pad(conv.weight[:, 0].t(), (0, 0, TAPS - conv.kernel_size[0], 0)) for conv in block.conv1ds]
         taps_K5D = torch.stack([torch.cat([t, conv.bias[None]]) for t, conv in zip(taps, block.conv1ds)])
-        self.register_buffer("taps", taps_K5D.to(wide))
+        self.register_buffer("taps", _wide(taps_K5D))
         self.branches = len(taps)
         self.dt_rows = _Product(block.x_proj.weight[:rank, None], dtype, packed)
         self.BC_rows = _Product(block.x_proj.weight[rank:, None], dtype, packed)
         self.dt_proj = _Product(block.dt_proj.weight[:, None], dtype, packed)
-        self.register_buffer("A", -torch.exp(block.A_log.to(wide)))
-        self.register_buffer("D", block.D.to(wide, copy=True))
-        self.register_buffer("delta_bias", block.dt_proj.bias.to(wide, copy=True))
+        self.register_buffer("A", -torch.exp(_wide(block.A_log)))
+        self.register_buffer("D", _wide(block.D))
+        self.register_buffer("delta_bias", _wide(block.dt_proj.bias))
 
     def forward(self, x_SLC: Tensor, lengths_S: Tensor | None = None) -> Tensor:
         lengths_2S = lengths_R = None
@@ -256,5 +257,10 @@ def _scaled_projection(block: FeatureAggregatedBiS6, drop_path: nn.Module, dtype
 
 def _norm(module: nn.Module | None) -> Tensor | None:
     if isinstance(module, (nn.LayerNorm, ChannelLayerNorm)):
-        return torch.stack([module.weight.detach().flatten(), module.bias.detach().flatten()])
+        return _wide(torch.stack([module.weight.detach().flatten(), module.bias.detach().flatten()]))
     return None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """A copy in float32, or wider where x is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=True)
