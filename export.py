@@ -10,13 +10,17 @@ writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), 
     onnx          detector.onnx                          ONNX Runtime, no library needed
     aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
 
-aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two.
+aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two. --dtype adds files that
+compute in float16 or bfloat16, of torchscript and aoti alone: detector.float16.ts.pt takes and gives float32 like the
+others. --device cuda, on a machine with a GPU, writes torchscript and aoti for such a machine instead.
 
 --triton_repository DIR writes the same files once more, as Triton Inference Server wants them, with a README of the
 command that starts it; it needs tritonclient (pip install 'rdfa-s6[triton_server]').
 
 The averaged (EMA) weights of the best checkpoint are exported unless --checkpoint names another. A file that differs
-from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written.
+from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written. A file
+in a lower precision may be off by twice what the detector itself is in that precision. The manifest says for each file
+how long loading and the first video take in a new process.
 """
 
 import sys
@@ -39,7 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--triton_repository", metavar="DIR", help="model repository for Triton Inference Server, made from OUT"
     )
-    parser.add_argument("--dtype", default="float32", help="number format of the files (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", help="comma-separated: float32,float16,bfloat16 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where torchscript and aoti files will run: cpu or cuda (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     # After the flags are known to be good: this imports torch.
     from rdfa import deploy
@@ -47,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.triton_repository:
         triton_repository.check(args.triton_repository)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)  # room for the table, wherever it goes
     with console.status("reading the run") as status:
 
         def report(step: str) -> None:
@@ -55,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
             if not console.is_terminal:
                 console.print(step)
 
-        formats = [name.strip() for name in args.formats.split(",")]
-        manifest = deploy.export(args.run_dir, args.output, args.checkpoint, formats, args.dtype, report)
+        formats, dtypes = ([name.strip() for name in text.split(",")] for text in (args.formats, args.dtype))
+        manifest = deploy.export(args.run_dir, args.output, args.checkpoint, formats, dtypes, report, args.device)
     console.print(_table(manifest))
     console.print(f"written to {args.output}", highlight=False)
     if args.triton_repository:
@@ -66,14 +75,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _table(manifest: dict) -> Table:
     table = Table(title="largest difference from the detector in float64, at (batch, time)", box=None, padding=(0, 1))
-    for heading in ("format", "file", "size"):
-        table.add_column(heading, justify="right" if heading == "size" else "left")
+    for heading in ("file", "size", "load", "first"):
+        table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=True)
     checked = [entry for entry in manifest["files"].values() if "parity" in entry]
     for row in checked[0]["parity"]:
-        table.add_column(f"({row['batch']}, {row['time']})", justify="right")
+        table.add_column(f"({row['batch']}, {row['time']})", justify="right", no_wrap=True)
     for name, entry in manifest["files"].items():
         cells = [f"{row['max_abs']:.1e} ✓" for row in entry.get("parity", [])]
-        table.add_row(entry["format"], name, f"{entry['size'] / 1e6:.1f} MB", *cells)
+        start = entry.get("start")
+        times = [f"{start['load_s']:.2f} s", f"{start['first_inference_ms']:.0f} ms"] if start else ["", ""]
+        table.add_row(name, f"{entry['size'] / 1e6:.1f} MB", *times, *cells)
     return table
 
 

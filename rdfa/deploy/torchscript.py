@@ -43,22 +43,30 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
-def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostProcessingSettings, time: int) -> None:
+def export(
+    detector: Detector,
+    path: Path,
+    manifest: dict[str, Any],
+    post: PostProcessingSettings,
+    time: int,
+    device: str = "cpu",
+) -> None:
     """Trace `detector` over the operators of the library and write it to `path`.
 
     Args:
         manifest: its "classes", "features" and "versions" go into the file.
         post: how `detect` turns outputs into detections.
         time: length of the example that is traced; the file serves every multiple of the coarsest stride.
+        device: where the file will run.
 
     Raises:
         UsageError: the native library is not built.
     """
     if not library.loaded():
         raise UsageError(f"TorchScript files run on the native operators, which are missing here: {library.REMEDY}")
-    detector = copy.deepcopy(detector).eval().requires_grad_(False)
-    features = torch.zeros(2, detector.settings.embedding.input_c, time)
-    mask = torch.ones(2, time, dtype=torch.bool)
+    detector = copy.deepcopy(detector).eval().requires_grad_(False).to(device)
+    features = torch.zeros(2, detector.settings.embedding.input_c, time, device=device)
+    mask = torch.ones(2, time, dtype=torch.bool, device=device)
     with torch.no_grad(), warnings.catch_warnings():
         # TorchScript is deprecated as a whole; AOTInductor does not yet serve every platform this file does.
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
@@ -117,6 +125,7 @@ class DeployedDetector(nn.Module):
                 the end.
         """
         cls_logits, offsets, point_mask = self.detector(features, mask)
+        cls_logits, offsets, point_mask = cls_logits.cpu(), offsets.cpu(), point_mask.cpu()
         points = self.points(features.shape[2])
         stride = self.feature_spec["stride"] * self.feature_spec["downsample_rate"]
         results: list[Detections] = []

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from rdfa.errors import UsageError
 from rdfa.runtime import manifest as manifests
-from rdfa.runtime.session import Outputs, Session
+from rdfa.runtime.session import DTYPES, Outputs, Session
 from rdfa.settings import nearest
 
-__all__ = ["Outputs", "Session", "availability", "backends", "load"]
+__all__ = ["DTYPES", "Outputs", "Session", "availability", "backends", "load"]
 
 
 class _Backend(NamedTuple):
@@ -42,22 +42,28 @@ def backends() -> list[str]:
     return list(_BACKENDS)
 
 
-def availability(artifact_dir: str | os.PathLike) -> dict[str, str | None]:
-    """For each backend None if it can run this artifact here, else the reason in one line."""
+def availability(artifact_dir: str | os.PathLike, dtype: str | None = None) -> dict[str, str | None]:
+    """For each backend None if it can run this artifact here (in `dtype`, see `load`), else the reason in one line."""
     manifest = manifests.read(artifact_dir)
-    return {name: _missing(backend, manifest) for name, backend in _BACKENDS.items()}
+    return {name: _missing(backend, manifest, dtype) for name, backend in _BACKENDS.items()}
 
 
 def load(
-    artifact_dir: str | os.PathLike, backend: str = "onnxruntime", device: str = "cpu", threads: int | None = None
+    artifact_dir: str | os.PathLike,
+    backend: str = "onnxruntime",
+    device: str | None = "cpu",
+    threads: int | None = None,
+    dtype: str | None = None,
 ) -> Session:
     """Open an artifact with one backend.
 
     Args:
         artifact_dir: folder with a manifest.json, as export.py writes it.
         backend: "eager", "torchscript", "onnxruntime" or "aoti".
-        device: "cpu"; "cuda" for the eager backend only.
+        device: "cpu" or "cuda"; a file runs where it was exported for, the eager backend on both. None: there.
         threads: CPU threads of one run; None leaves the backend's default.
+        dtype: of the computation (inputs and outputs are float32): "float32", "float16" or "bfloat16", as far as the
+            artifact has a file of it. None: the first that it has, which is float32 where it has that.
 
     Raises:
         UsageError: no artifact, an unknown or unavailable backend, a device the backend does not serve.
@@ -69,20 +75,28 @@ def load(
         raise UsageError(f"threads = {threads}: give at least 1, or None for the backend's default")
     manifest = manifests.read(artifact_dir)
     chosen = _BACKENDS[backend]
-    reason = _missing(chosen, manifest)
+    reason = _missing(chosen, manifest, dtype)
     if reason is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact_dir)}: {reason}")
-    if device != "cpu" and backend != "eager":
-        raise UsageError(f"backend {backend} has no device {device!r}: this artifact runs on 'cpu'")
-    names = [manifests.find(manifest, file_format) for file_format in chosen.formats]
+    model, *others = chosen.formats
+    names = [manifests.find(manifest, model, dtype), *(manifests.find(manifest, name) for name in others)]
+    entry = manifest["files"][names[0]]
+    exported_for = entry.get("device", "cpu")
+    device = device or exported_for
+    if device.partition(":")[0] != exported_for and backend != "eager":
+        raise UsageError(f"backend {backend} has no device {device!r}: {names[0]} runs on {exported_for!r}")
     manifests.verify(artifact_dir, manifest, names)
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / names[0], manifest, device, threads)
-    return Session(manifest, backend, device, call)
+    return Session(manifest, backend, device, call, entry.get("dtype", "float32"))
 
 
-def _missing(backend: _Backend, manifest: dict) -> str | None:
-    for file_format in backend.formats:
+def _missing(backend: _Backend, manifest: dict, dtype: str | None = None) -> str | None:
+    model, *others = backend.formats
+    if manifests.find(manifest, model, dtype) is None and manifests.find(manifest, model) is not None:
+        present = [entry.get("dtype") for entry in manifest["files"].values() if entry["format"] == model]
+        return f"the artifact has no {model} file of dtype {dtype!r}, but of {', '.join(present)}"
+    for file_format in (model, *others):
         if manifests.find(manifest, file_format) is None:
             return f"the artifact has no {file_format} file: export it with --formats torchscript,onnx,aoti"
     absent = [name for name in backend.packages if importlib.util.find_spec(name) is None]

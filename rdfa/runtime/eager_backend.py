@@ -8,15 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from rdfa import config
-from rdfa.errors import UsageError
 from rdfa.modeling.detector import build_detector
+from rdfa.runtime.torch_device import check_device
 from rdfa.runtime.torch_threads import pinned
 
 
 def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None) -> Callable[..., Any]:
     """Build the detector and load the weights; the result maps numpy (features, mask) to the three outputs."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} was asked for, but torch finds no GPU here: use 'cpu'")
+    check_device(device)
     detector = build_detector(config.from_text(manifest["config"]).model)
     detector.load_state_dict(load_file(path))
     detector.eval().to(device)

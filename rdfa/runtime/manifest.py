@@ -64,9 +64,12 @@ def verify(directory: str | os.PathLike, manifest: dict[str, Any], names: Iterab
             raise RunError(f"{path} differs from the SHA-256 in the manifest: copy or export it again")
 
 
-def find(manifest: dict[str, Any], file_format: str) -> str | None:
-    """Name of the artifact's file of that format, or None."""
-    return next((name for name, entry in manifest["files"].items() if entry["format"] == file_format), None)
+def find(manifest: dict[str, Any], file_format: str, dtype: str | None = None) -> str | None:
+    """Name of the artifact's first file of that format, and of that dtype if one is given; None if it has none."""
+    for name, entry in manifest["files"].items():
+        if entry["format"] == file_format and dtype in (None, entry.get("dtype")):
+            return name
+    return None
 
 
 def sha256(path: str | os.PathLike) -> str:
