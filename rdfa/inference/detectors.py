@@ -12,7 +12,8 @@ from rdfa.errors import UsageError
 from rdfa.inference.pipeline import Runner, run_module, run_session
 from rdfa.run_dir import RunDirectory, load_detector
 
-BACKENDS = ("torchscript", "onnxruntime", "aoti", "eager")  # of an artifact; the first that can run is the default
+# Of an artifact; the first that can run is the default.
+BACKENDS = ("torchscript", "onnxruntime", "openvino", "aoti", "eager")
 
 
 class Source(NamedTuple):

@@ -121,7 +121,9 @@ def test_every_combination_of_inputs_and_attributes(way, flags):
     assert_close(run(model, values), expected(values, delta_softplus, reverse))
 
 
-@pytest.mark.parametrize("body, native", [("cpu", False), ("gpu", False), pytest.param("cpu", True, marks=needs_library)])
+@pytest.mark.parametrize(
+    "body, native", [("cpu", False), ("gpu", False), pytest.param("cpu", True, marks=needs_library)]
+)
 def test_one_model_serves_every_size(body, native):
     session = open_ort(make_model(body=body), native)
     for shape in [(1, 4, 3, 5, 1), (3, 4, 3, 1, 1), (2, 9, 5, 2336, 3)]:
