@@ -7,20 +7,24 @@
 writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), model.safetensors, and of the formats
 
     torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed
-    onnx          detector.onnx                          ONNX Runtime, no library needed
+    onnx          detector.onnx, and librdfa_ort.so      ONNX Runtime on CPUs, several times as fast with the library
+    onnx_gpu      detector.gpu.onnx                      ONNX Runtime on GPUs: no control flow
+    onnx_inlined  detector.inlined.onnx                  OpenVINO, and whatever else knows no functions of a model
     aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
 
-aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two. --dtype adds files that
-compute in float16 or bfloat16, of torchscript and aoti alone: detector.float16.ts.pt takes and gives float32 like the
-others. --device cuda, on a machine with a GPU, writes torchscript and aoti for such a machine instead.
+aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two. librdfa_ort.so is added
+where it was built (python -m ops.build --onnxruntime_headers DIR).
+
+With --dtype float32,float16,bfloat16 each file is written in float16 too, torchscript and aoti in bfloat16 as well
+(detector.float16.onnx, detector.ts.bfloat16.pt, ...): half the size, for GPUs; inputs and outputs stay float32.
+--device cuda, on a machine with a GPU, writes torchscript and aoti for such a machine instead of for CPUs.
 
 --triton_repository DIR writes the same files once more, as Triton Inference Server wants them, with a README of the
 command that starts it; it needs tritonclient (pip install 'rdfa-s6[triton_server]').
 
 The averaged (EMA) weights of the best checkpoint are exported unless --checkpoint names another. A file that differs
-from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written. A file
-in a lower precision may be off by twice what the detector itself is in that precision. The manifest says for each file
-how long loading and the first video take in a new process.
+from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written. The
+manifest says of each file how long loading and the first video take in a new process.
 """
 
 import sys
@@ -64,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             if not console.is_terminal:
                 console.print(step)
 
-        formats, dtypes = ([name.strip() for name in text.split(",")] for text in (args.formats, args.dtype))
+        formats, dtypes = ([word.strip() for word in flag.split(",")] for flag in (args.formats, args.dtype))
         manifest = deploy.export(args.run_dir, args.output, args.checkpoint, formats, dtypes, report, args.device)
     console.print(_table(manifest))
     console.print(f"written to {args.output}", highlight=False)

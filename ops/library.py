@@ -27,6 +27,11 @@ def path() -> Path:
     return Path(__file__).resolve().parent / "librdfa_ops.so"
 
 
+def onnxruntime_path() -> Path:
+    """Where the operator library for ONNX Runtime lies, if it was built (``ops.build --onnxruntime_headers``)."""
+    return path().with_name("librdfa_ort.so")
+
+
 def loaded() -> bool:
     """Whether the library's operators are there; loads it if need be, silently."""
     global _tried, _problem

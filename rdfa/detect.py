@@ -128,7 +128,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fps", type=float, help="frame rate of the videos, in place of the annotations'")
     parser.add_argument("--output", required=True, metavar="P.json", help="detections; compressed for .json.gz")
     parser.add_argument("--backend", choices=BACKENDS, help="of --artifact (default: the first that can run)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of --artifact's file (default: the first, usually float32)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of --artifact's file (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --run_dir")
     parser.add_argument("--batch_size", type=int, default=1, metavar="n", help="videos of equal padded length per run")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: all machines of a cluster")
@@ -138,9 +140,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError(f"--batch_size {args.batch_size}: give at least 1")
     if args.fps is not None and not 0 < args.fps < math.inf:
         raise UsageError(f"--fps {args.fps}: give a positive number")
-    for flag in ("backend", "dtype"):
-        if getattr(args, flag) and not args.artifact:
-            raise UsageError(f"--{flag} chooses what runs an --artifact: a --run_dir is run by PyTorch, in float32")
+    if (args.backend or args.dtype != "float32") and not args.artifact:
+        raise UsageError(
+            "--backend chooses what runs an --artifact, and --dtype how: a --run_dir is run by PyTorch in float32"
+        )
     return args
 
 

@@ -53,8 +53,8 @@ def selective_scan(
 
     float32 and bfloat16 on the CPU run the C++ kernels, float16 too, converted to float32 and back; float32, float16
     and bfloat16 on a GPU run the Triton kernels, where Triton is installed; everything else, and a machine without the
-    library, runs `selective_scan_reference`.
-    `ops.onnx_export` writes it as one node. Differentiable once in every tensor argument, the last state included; results and gradients do not depend on the
+    library, runs `selective_scan_reference`. `ops.onnx_export` writes it as one node.
+    Differentiable once in every tensor argument, the last state included; results and gradients do not depend on the
     thread count, and repeat to the last bit.
 
     Raises:

@@ -1,6 +1,7 @@
 """From a run directory to an artifact directory, all or nothing."""
 
 import importlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,19 +22,39 @@ from rdfa.inference.fusion import AGNOSTIC_NAMES
 from rdfa.modeling.detector import Detector
 from rdfa.run_dir import RunDirectory, load_detector, write_weights
 from rdfa.runtime import DTYPES
-from rdfa.runtime.manifest import MANIFEST
+from rdfa.runtime.manifest import MANIFEST, find
 from rdfa.settings import nearest
 
-# Format -> file, and the backend that proves it.
+
+class Format(NamedTuple):
+    """file: of the artifact. writer: module of this package. backend: of `rdfa.runtime`, which proves the file.
+
+    library: whether it runs on librdfa_ops.so. dtypes: number formats that it can be written in.
+    """
+
+    file: str
+    writer: str
+    backend: str
+    library: bool = False
+    dtypes: tuple[str, ...] = ("float32",)
+
+    def file_in(self, dtype: str) -> str:
+        """Name of the file in that number format: detector.float16.onnx beside detector.onnx."""
+        stem, dot, suffix = self.file.rpartition(".")
+        return self.file if dtype == "float32" else f"{stem}.{dtype}{dot}{suffix}"
+
+
+ONNX_DTYPES = ("float32", "float16")
 FORMATS = {
-    "torchscript": ("detector.ts.pt", "torchscript"),
-    "onnx": ("detector.onnx", "onnxruntime"),
-    "aoti": ("detector.pt2", "aoti"),
+    "torchscript": Format("detector.ts.pt", "torchscript", "torchscript", library=True, dtypes=DTYPES),
+    "onnx": Format("detector.onnx", "onnx", "onnxruntime", dtypes=ONNX_DTYPES),
+    "onnx_gpu": Format("detector.gpu.onnx", "onnx", "onnxruntime", dtypes=ONNX_DTYPES),
+    "onnx_inlined": Format("detector.inlined.onnx", "onnx", "openvino", dtypes=ONNX_DTYPES),
+    "aoti": Format("detector.pt2", "aoti", "aoti", library=True, dtypes=DTYPES),
 }
 DEFAULT_FORMATS = ("torchscript", "onnx")  # aoti compiles C++, which takes a minute or two
-DTYPES_OF = {"torchscript": DTYPES, "onnx": ("float32",), "aoti": DTYPES}
+DEFAULT_DTYPES = ("float32",)
 DEVICES = ("cpu", "cuda")
-NATIVE = {"torchscript", "aoti"}  # formats that run on the operator library
 WEIGHTS = "model.safetensors"
 
 
@@ -42,7 +63,7 @@ def export(
     output: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    dtypes: Sequence[str] = ("float32",),
+    dtypes: Sequence[str] = DEFAULT_DTYPES,
     report: Callable[[str], None] = lambda step: None,
     device: str = "cpu",
 ) -> dict[str, Any]:
@@ -50,24 +71,19 @@ def export(
 
     Args:
         checkpoint: as in `RunDirectory.checkpoint`. report: called with one line before each step.
-        dtypes: of the computation; inputs and outputs are float32 in any case. Each format has a file for each dtype
-            that it knows (`DTYPES_OF`); in other types than float32 its name says which: detector.bfloat16.ts.pt.
-        device: where the TorchScript and AOTInductor files run, "cpu" or "cuda".
+        dtypes: number formats. A format is written in each of them that it has.
+        device: where TorchScript and AOTInductor files are to run, "cpu" or "cuda".
 
     Returns:
         The manifest; of each checked file ``files[name]["parity"]`` holds the figures, and ``["start"]`` what it takes
         to load it and run it once in a new process.
 
     Raises:
-        UsageError: an unknown format or dtype, no such run, no such device here, or an `output` that is not an artifact
-            to replace.
+        UsageError: an unknown format, a dtype that no format of these has, no such run, no such device here, or an
+            `output` that is not an artifact to replace.
         RunError: a file does not compute what the detector computes. Nothing is left under `output`, or what was there.
     """
-    formats = list(dict.fromkeys(formats))
-    for name in formats:
-        if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}: {nearest(name, FORMATS)}")
-    plan = _plan(formats, list(dict.fromkeys(dtypes)))
+    files = _files(formats, dtypes)
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}: valid: {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -80,107 +96,130 @@ def export(
     source = {"run": run.path.resolve().name, "checkpoint": folder.name, "weights": "ema"}
     manifest = manifests.describe(config, _class_list(run, config), source)
     with replacing_folder(output) as directory:
-        for file in plan:
-            report(f"writing {file.name}")
-            _write(file, detector, config, directory, manifest, device)
-        if NATIVE.intersection(formats):
-            shutil.copyfile(library.path(), directory / library.path().name)
-            manifests.add_file(manifest, directory / library.path().name, "library")
+        _write_files(detector, config, directory, manifest, files, report, device)
         manifests.write(directory, manifest)
-        _verify(plan, detector, config, directory, manifest, report, device)
-        _time_starts(plan, directory, manifest, report, device)
+        _verify_files(detector, config, directory, manifest, files, report)
+        _time_starts(directory, manifest, files, report)
         manifests.write(directory, manifest)
     return manifest
 
 
-class _File(NamedTuple):
-    name: str
-    format: str
-    dtype: str
-
-    @property
-    def backend(self) -> str:
-        return "eager" if self.format == "safetensors" else FORMATS[self.format][1]
-
-
-def _plan(formats: list[str], dtypes: list[str]) -> list[_File]:
-    """The files to write: the weights, and each format in each of the types that it has."""
+def _files(formats: Sequence[str], dtypes: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """File -> (format, dtype) of all that is asked for, in the order of the formats."""
+    for name in formats:
+        if name not in FORMATS:
+            raise UsageError(f"unknown format {name!r}: {nearest(name, FORMATS)}")
+    files = {
+        FORMATS[name].file_in(dtype): (name, dtype)
+        for name in formats
+        for dtype in dtypes
+        if dtype in FORMATS[name].dtypes
+    }
+    for name in formats:
+        if name not in {name for name, _ in files.values()}:
+            raise UsageError(
+                f"{name} has no dtype {', '.join(dtypes)}: it is written in {', '.join(FORMATS[name].dtypes)}"
+            )
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise UsageError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
-    plan = [_File(WEIGHTS, "safetensors", "float32")]
-    for name in formats:
-        known = [dtype for dtype in DTYPES_OF[name] if dtype in dtypes]
-        if not known:
-            valid = ", ".join(DTYPES_OF[name])
-            raise UsageError(
-                f"dtype {', '.join(dtypes)}: {name} files are {valid}; add that, or leave {name} out of the formats"
-            )
-        plan += [_File(_file_name(FORMATS[name][0], dtype), name, dtype) for dtype in known]
-    return plan
+        if dtype not in {dtype for _, dtype in files.values()}:
+            raise UsageError(f"no format of {', '.join(formats)} has dtype {dtype}: torchscript and aoti have")
+    return files
 
 
-def _file_name(name: str, dtype: str) -> str:
-    return name if dtype == "float32" else name.replace(".", f".{dtype}.", 1)
+def _write_files(detector, config, directory, manifest, files, report, device) -> None:
+    interface, time = manifests.interface(config), verify.traced_time(detector)
+    write_weights(directory / WEIGHTS, detector.state_dict())
+    manifests.add_file(manifest, directory / WEIGHTS, "safetensors", dtype="float32", **interface)
+    for (writer_name, dtype), names in _together(files).items():
+        report(f"writing {', '.join(names)}")
+        # Imported when asked for: each needs packages that the other does not.
+        writer = importlib.import_module(f"rdfa.deploy.{writer_name}")
+        path, facts = directory / names[0], {"dtype": dtype, **interface}
+        if writer_name == "onnx":
+            writer.export(detector, {files[n][0]: directory / n for n in names}, manifest, interface, time, dtype)
+        elif writer_name == "torchscript":
+            writer.export(precision.narrowed(detector, dtype), path, manifest, config.post, time, device)
+            facts["device"] = device
+        else:
+            writer.export(precision.narrowed(detector, dtype), path, time, device)
+            facts |= {"device": device, "processor": torch.backends.cpu.get_cpu_capability()}
+        for name in names:
+            manifests.add_file(manifest, directory / name, files[name][0], **facts)
+    formats = {name for name, _ in files.values()}
+    if any(FORMATS[name].library for name in formats):
+        _add_library(manifest, directory, library.path(), "library")
+    # Only the file with a loop gains by the kernels, which are for the CPU.
+    if "onnx" in formats and library.onnxruntime_path().exists():
+        _add_library(manifest, directory, library.onnxruntime_path(), "onnx_library")
 
 
-def _write(file: _File, detector: Detector, config: Config, directory: Path, manifest, device: str) -> None:
-    path, interface, time = directory / file.name, manifests.interface(config), verify.traced_time(detector)
-    facts = {"dtype": file.dtype, **interface}
-    module = precision.narrowed(detector, file.dtype)
-    # Imported when asked for: each needs packages that the other does not.
-    writer = importlib.import_module(f"rdfa.deploy.{file.format}") if file.format in FORMATS else None
-    if file.format == "safetensors":
-        write_weights(path, detector.state_dict())
-    elif file.format == "onnx":
-        writer.export(module, path, manifest, interface, time)
-    elif file.format == "torchscript":
-        writer.export(module, path, manifest, config.post, time, device)
-        facts["device"] = device
-    else:
-        writer.export(module, path, time, device)
-        facts |= {"device": device, "processor": torch.backends.cpu.get_cpu_capability()}
-    manifests.add_file(manifest, path, file.format, **facts)
+def _together(files: dict[str, tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
+    """The files of one writer and dtype together: variants of ONNX share one trace."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for file, (name, dtype) in files.items():
+        groups.setdefault((FORMATS[name].writer, dtype), []).append(file)
+    return groups
 
 
-def _verify(plan: list[_File], detector: Detector, config: Config, directory: Path, manifest, report, device) -> None:
+def _add_library(manifest: dict[str, Any], directory: Path, path: Path, kind: str) -> None:
+    shutil.copyfile(path, directory / path.name)
+    manifests.add_file(manifest, directory / path.name, kind)
+
+
+def _verify_files(detector: Detector, config: Config, directory: Path, manifest, files, report) -> None:
     """Fill in ``parity`` of each file; raises RunError naming the first size at which one fails."""
-    sessions = {
-        file: runtime.load(directory, file.backend, _device(file, manifest, device), dtype=file.dtype) for file in plan
-    }
-    narrow = {file.dtype: precision.narrowed(detector, file.dtype) for file in plan if file.dtype != "float32"}
+    sessions = {WEIGHTS: ("float32", runtime.open_file(directory, WEIGHTS, "eager"))}
+    for file, (name, dtype) in files.items():
+        backend = _backend(name)
+        options = {"native": False} if backend == "onnxruntime" else {}
+        device = manifest["files"][file].get("device", "cpu")
+        sessions[file] = dtype, runtime.open_file(directory, file, backend, device, **options)
+    kernels = find(manifest, "onnx_library")
+    if kernels:  # what the file computes with the kernels of the library is the library's own proof
+        file = next(file for file, (name, _) in files.items() if name == "onnx")
+        sessions[kernels] = files[file][1], runtime.open_file(directory, file, "onnxruntime")
+    dtypes = {dtype for dtype, _ in sessions.values()}
     for batch, time in verify.sizes(detector):
         report(f"checking batch {batch}, time {time}")
         case = verify.make_case(detector, config, batch, time)
-        limits = {dtype: verify.limit(module, case) for dtype, module in narrow.items()}
-        for file, session in sessions.items():
-            row = verify.check(session, case, config, limits.get(file.dtype))
+        limits = {dtype: verify.own_error(detector, case, dtype) for dtype in dtypes - {"float32"}}
+        for file, (dtype, session) in sessions.items():
+            row = verify.check(session, case, config, limits.get(dtype))
             if not row.ok:
                 raise RunError(
-                    f"{file.name} gives other outputs than the detector at batch {batch}, time {time}: max |d| "
+                    f"{file} gives other outputs than the detector at batch {batch}, time {time}: max |d| "
                     f"{row.parity.max_abs:.2g}, relative L2 {row.parity.relative_l2:.2g}, {row.detections:.1%} of the "
                     "detections equal; nothing was written: report this with the run's config.gin"
                 )
-            manifest["files"][file.name].setdefault("parity", []).append(row.as_dict())
+            manifest["files"][file].setdefault("parity", []).append(row.as_dict())
 
 
-def _time_starts(plan: list[_File], directory: Path, manifest, report, device: str) -> None:
-    """Fill in ``start`` of each file: what a server waits for. One video of the usual length, default threads."""
+def _backend(name: str) -> str:
+    backend = FORMATS[name].backend
+    if backend == "openvino" and importlib.util.find_spec("openvino") is None:
+        return "onnxruntime"  # which runs every ONNX file
+    return backend
+
+
+def _time_starts(directory: Path, manifest: dict[str, Any], files: dict[str, tuple[str, str]], report) -> None:
+    """Fill in ``start`` of each file: what a server waits for. One video of the usual length, default threads.
+
+    Of files for a GPU's ONNX Runtime, and for OpenVINO where it is missing, nothing is known here.
+    """
     time = manifest["features"]["max_seq_len"]
     shape = cold_start.Shape(1, time)
-    for file in plan:
-        report(f"timing the start of {file.name}")
-        where = _device(file, manifest, device)
-        start = cold_start.measure(directory, file.backend, where, None, [shape], file.dtype)[shape]
-        manifest["files"][file.name]["start"] = {"time": time, **start._asdict()}
+    started = {WEIGHTS: ("eager", "float32")}
+    for file, (name, dtype) in files.items():
+        if name != "onnx_gpu" and _backend(name) == FORMATS[name].backend:
+            started[file] = FORMATS[name].backend, dtype
+    for file, (backend, dtype) in started.items():
+        report(f"timing the start of {file}")
+        device = manifest["files"][file].get("device", "cpu")
+        start = cold_start.measure(directory, backend, device, None, [shape], dtype)[shape]
+        manifest["files"][file]["start"] = {"time": time, **start._asdict()}
     manifest["measured_on"] = environment.summary(environment.describe())
-
-
-def _device(file: _File, manifest: dict[str, Any], device: str) -> str:
-    """Where a file runs: where it was exported for; the weights, which run anywhere, where the others do."""
-    if file.format == "safetensors":
-        return device
-    return manifest["files"][file.name].get("device", "cpu")
 
 
 def _class_list(run: RunDirectory, config: Config) -> list[str]:

@@ -8,6 +8,8 @@ Each computes what the part it stands for computes, up to rounding, for every ba
 - `column_gate`: ONNX Runtime (seen in 1.21 to 1.32) fuses a transposed operand into a product with a vector, and
   computes something else; a product with a matrix of one column stays right.
 
+Parts of a detector in float16 stay so, but for A, D and the bias of the scans, which compute in float32.
+
 Shape suffixes: B batch, L sequence length, C channels of the input, D inner channels, K convolution widths, H = D x K,
 N states per channel, R rank of delta, E = 2 H, G length of the channel gate's sequences, 2B both directions of a batch.
 """
@@ -34,6 +36,18 @@ def replace_parts(module: nn.Module) -> None:
             replace_parts(child)
     if isinstance(module, DualBiS6Block):
         module.gate = column_gate(module)
+
+
+class HalfInside(nn.Module):
+    """A detector in float16 between float32 inputs and outputs."""
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cls_logits, offsets, point_mask = self.detector(features_BCT.half(), mask_BT)
+        return cls_logits.float(), offsets.float(), point_mask
 
 
 def column_gate(block: DualBiS6Block) -> Callable[[Tensor], Tensor]:

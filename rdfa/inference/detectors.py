@@ -12,7 +12,8 @@ from rdfa.errors import UsageError
 from rdfa.inference.pipeline import Runner, run_module, run_session
 from rdfa.run_dir import RunDirectory, load_detector
 
-BACKENDS = ("torchscript", "onnxruntime", "aoti", "eager")  # of an artifact; the first that can run is the default
+# Of an artifact; the first that can run is the default.
+BACKENDS = ("torchscript", "onnxruntime", "openvino", "aoti", "eager")
 
 
 class Source(NamedTuple):
@@ -24,7 +25,7 @@ class Source(NamedTuple):
     identity: dict[str, str]  # what tells this detector from others: its weights, and what runs it
 
 
-def open_artifact(path: str, backend: str | None, dtype: str | None = None) -> Source:
+def open_artifact(path: str, backend: str | None, dtype: str = "float32") -> Source:
     """An artifact directory, run by `backend`, or by the first of `BACKENDS` that can; `dtype`: see `runtime.load`.
 
     Raises:

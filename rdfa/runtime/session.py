@@ -25,6 +25,21 @@ class Outputs(NamedTuple):
     point_mask: np.ndarray
 
 
+class Node(NamedTuple):
+    """A node of a graph, as the runtime ran it.
+
+    path: "kernel" (one of the artifact's native library), "function" (from the body of a function that stands for such
+    a kernel) or "standard". provider: execution provider, in the runtime's words. computes: whether it makes floating
+    point numbers; the others work on shapes and indices, which runtimes like to do on the host.
+    """
+
+    name: str
+    operator: str
+    path: str
+    provider: str
+    computes: bool
+
+
 class Session:
     """A loaded artifact. Made by `rdfa.runtime.load`; not meant to be shared between threads.
 
@@ -62,6 +77,10 @@ class Session:
                 f"padded to a multiple of {spec['multiple']}, at most {spec['max_time']}"
             )
         return Outputs(*self._call(np.ascontiguousarray(features_BCT), np.ascontiguousarray(mask_BT)))
+
+    def nodes(self) -> list[Node]:
+        """The path that each node took, of backend onnxruntime; the others do not tell (an empty list)."""
+        return self._call.nodes() if hasattr(self._call, "nodes") else []
 
 
 def _check_array(name: str, value: Any, dtype: type, rank: int) -> None:
