@@ -106,6 +106,15 @@ def aoti_artifact() -> Path:
     return output
 
 
+@functools.cache
+def narrow_artifact() -> Path:
+    """TorchScript files of `tiny_run` in float16 and bfloat16, shared likewise."""
+    output = Path(_folder().name) / "narrow_artifact"
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["torchscript"], dtypes=["float16", "bfloat16"])
+    return output
+
+
 def _settings(input_c, width, classes, neck, stem=None, branch=None, **groups) -> ModelSettings:
     return ModelSettings(
         detector=DetectorSettings(neck=neck),
