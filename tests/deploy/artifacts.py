@@ -98,6 +98,15 @@ def tiny_artifact() -> Path:
 
 
 @functools.cache
+def onnx_artifact() -> Path:
+    """The artifact of `tiny_run` with every variant of ONNX in both number formats, shared likewise."""
+    output = Path(_folder().name) / "onnx_artifact"
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["onnx", "onnx_gpu", "onnx_inlined"], dtypes=["float32", "float16"])
+    return output
+
+
+@functools.cache
 def aoti_artifact() -> Path:
     """The artifact of `tiny_run` for AOTInductor alone, shared likewise; to compile it takes about half a minute."""
     output = Path(_folder().name) / "aoti_artifact"
