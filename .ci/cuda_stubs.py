@@ -44,11 +44,11 @@ def _stub(folder: Path, name: str, symbols: dict[str, set[str]]) -> None:
 
 
 def _install_runtime() -> None:
-    toolkit = re.compile(r"cuda-toolkit\[.*\]==(\S+?);?$")
+    toolkit = re.compile(r"cuda-toolkit\[.*\]==(\d+\.\d+)\.")
     for requirement in importlib.metadata.requires("torch"):
-        if found := toolkit.match(requirement.split(" ")[0]):
-            command = [sys.executable, "-m", "pip", "install", "--quiet", f"cuda-toolkit[cudart]=={found[1]}"]
-            subprocess.run(command, check=True)
+        if found := toolkit.match(requirement):
+            runtime = f"nvidia-cuda-runtime=={found[1]}.*"
+            subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", runtime], check=True)
 
 
 def main() -> None:
