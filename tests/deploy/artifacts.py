@@ -32,7 +32,7 @@ from rdfa.modeling.settings import (
 )
 from tests.golden import rebuild
 
-# Exports of tests leave out to start each file in a process of its own, seconds for each; test_export has one that does.
+# Exports of tests do not start each file in a process of its own, which takes seconds; one test of test_export does.
 TIME_STARTS, artifact._time_starts = artifact._time_starts, lambda *arguments: None
 CLASSES = {0: "jump", 2: "throw"}
 RUN_TORCHSCRIPT = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
