@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from rdfa.errors import RunError, UsageError
-from rdfa.runtime.torch_device import check_device
+from rdfa.runtime.torch_device import check_device, full_precision
 from rdfa.runtime.torch_threads import pinned
 from rdfa.runtime.torchscript_backend import load_operators
 
@@ -42,7 +42,7 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
         ) from error
 
     def call(features, mask):
-        with pinned(threads), torch.inference_mode():
+        with pinned(threads), full_precision(device), torch.inference_mode():
             outputs = model.run([torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)])
             return [o.cpu().numpy() for o in outputs]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from rdfa import config
 from rdfa.modeling.detector import build_detector
-from rdfa.runtime.torch_device import check_device
+from rdfa.runtime.torch_device import check_device, full_precision
 from rdfa.runtime.torch_threads import pinned
 
 
@@ -21,7 +21,7 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
     detector.eval().to(device)
 
     def call(features, mask):
-        with pinned(threads), torch.inference_mode():
+        with pinned(threads), full_precision(device), torch.inference_mode():
             outputs = detector(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
             return [o.cpu().numpy() for o in outputs]
 
