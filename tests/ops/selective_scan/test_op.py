@@ -151,12 +151,13 @@ def test_dispatch(monkeypatch):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_float16_runs_the_kernels_in_float32(reverse):
     tensors = make((2, 5, 3, 19), dtype=torch.float16)
-    y, state = selective_scan(*tensors.values(), return_last_state=True, reverse=reverse)
-    wide = selective_scan(*(t.float() for t in tensors.values()), return_last_state=True, reverse=reverse)
+    how = {"delta_softplus": True, "reverse": reverse}
+    y, state = selective_scan(*tensors.values(), return_last_state=True, **how)
+    wide = selective_scan(*(t.float() for t in tensors.values()), return_last_state=True, **how)
     assert y.dtype == torch.float16 and torch.equal(y, wide[0].half())
     assert state.dtype == torch.float32 and torch.equal(state, wide[1])
     tensors = {name: t.requires_grad_() for name, t in tensors.items()}
-    gradients = torch.autograd.grad(selective_scan(*tensors.values(), reverse=reverse).sum(), tensors.values())
+    gradients = torch.autograd.grad(selective_scan(*tensors.values(), **how).sum(), tensors.values())
     assert [g.dtype for g in gradients] == [t.dtype for t in tensors.values()]
     assert all(g.isfinite().all() for g in gradients)
 
