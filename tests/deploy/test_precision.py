@@ -42,7 +42,7 @@ def case(batch, time):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_parity(size, backend, dtype):
     config = artifacts.tiny_config()
-    own = None if dtype == "float32" else verify.own_error(artifacts.tiny_detector(config), case(*size), dtype)
+    own = None if dtype == "float32" else verify.own_error(artifacts.tiny_detector(config), [case(*size)], dtype)
     row = verify.check(session(backend, dtype), case(*size), config, own)
     assert row.ok, f"{row}, PyTorch's own error {own}"
     assert dtype == "float32" or row.parity.relative_l2 > 1e-4, "this cannot have been computed in less than float32"
