@@ -1,8 +1,8 @@
 // Operator library for ONNX Runtime: the CPU kernel of the node rdfa::SelectiveScan (ops/selective_scan/export.py).
 //
-// Where a session has registered this library, the node runs here; where not, ONNX Runtime inlines the function that the
-// model carries. u and y have one type (float32, float16, bfloat16), the other inputs any of the three each. Built with
-// the headers of any ONNX Runtime from 1.21 on and linked with none, the library serves all of them.
+// Where a session has registered this library, the node runs here; where not, ONNX Runtime inlines the function that
+// the model carries. u and y have one type (float32, float16, bfloat16), the other inputs any of the three each. Built
+// with the headers of any ONNX Runtime from 1.21 on and linked with none, the library serves all of them.
 //
 // Letters: B batch, D channels, N states per channel, L time steps, G groups of channels that share B and C.
 #include <algorithm>
@@ -205,6 +205,7 @@ struct Kernel {
   }
 };
 
+// Output shapes are not inferred: Ort::ShapeInferContext fails on an input of unknown rank (seen in 1.32).
 template <ONNXTensorElementDataType TYPE>
 struct SelectiveScan : Ort::CustomOpBase<SelectiveScan<TYPE>, Kernel, true> {
   SelectiveScan() { OrtCustomOp::version = API_VERSION; }
