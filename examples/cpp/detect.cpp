@@ -1,5 +1,6 @@
 // Finds the actions in one video with an exported artifact, in a process that has no Python. See README.md.
 #include <dlfcn.h>
+#include <torch/cuda.h>
 #include <torch/script.h>
 
 #include <cmath>
@@ -7,6 +8,7 @@
 #include <exception>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -17,7 +19,8 @@
 
 namespace {
 
-constexpr const char* kUsage = "usage: detect ARTIFACT_DIR FEATURES.npy [--fps RATE] [--duration SECONDS] [--model FILE]";
+constexpr const char* kUsage =
+    "usage: detect ARTIFACT_DIR FEATURES.npy [--fps RATE] [--duration SECONDS] [--model FILE] [--device cpu|cuda]";
 
 using rdfa::UsageError;
 
@@ -35,8 +38,9 @@ double positive(const std::string& flag, const std::string& text) {
 }
 
 struct Flags {
-  std::map<std::string, double> numbers;  // --fps and --duration
+  std::map<std::string, double> numbers;  // --fps and --duration, where given
   std::string model;
+  std::optional<torch::Device> device;
 };
 
 Flags read_flags(int argc, char** argv) {
@@ -44,10 +48,13 @@ Flags read_flags(int argc, char** argv) {
   for (int i = 3; i < argc; i += 2) {
     const std::string flag = argv[i];
     if (i + 1 == argc) throw UsageError(kUsage);
+    const std::string value = argv[i + 1];
     if (flag == "--model") {
-      flags.model = argv[i + 1];
+      flags.model = value;
+    } else if (flag == "--device" && (value == "cpu" || value == "cuda")) {
+      flags.device = torch::Device(value);
     } else if (flag == "--fps" || flag == "--duration") {
-      flags.numbers[flag] = positive(flag, argv[i + 1]);
+      flags.numbers[flag] = positive(flag, value);
     } else {
       throw UsageError(kUsage);
     }
@@ -63,8 +70,31 @@ std::string choose(const rdfa::Artifact& artifact, const std::string& wanted) {
   throw std::runtime_error("the artifact has no torchscript or aoti file: export it with --formats torchscript");
 }
 
-// Makes the operators known to libtorch.
-void load_operators(const rdfa::Artifact& artifact) {
+// Where the file runs: where it was exported for, if it is bound to a device, else where the caller wants it.
+torch::Device choose_device(const rdfa::Json& entry, const std::string& name, std::optional<torch::Device> wanted) {
+  torch::Device device = wanted.value_or(torch::kCPU);
+  if (entry.has("device")) {
+    const torch::Device bound(entry["device"].string());
+    if (wanted && *wanted != bound) {
+      throw std::runtime_error(name + " was exported for " + bound.str() + ": use --device " + bound.str());
+    }
+    device = bound;
+  }
+  if (device.is_cuda() && !torch::cuda::is_available()) {
+    throw std::runtime_error("libtorch finds no GPU here: use --device cpu, and a file for it");
+  }
+  return device;
+}
+
+// Makes the operators known to libtorch. On a GPU the library opens the pack of kernels that lies beside it.
+void load_operators(const rdfa::Artifact& artifact, torch::Device device) {
+  if (device.is_cuda()) {
+    const std::string pack = artifact.find("cubins");
+    if (pack.empty()) {
+      throw std::runtime_error("the artifact has no GPU kernels: make them with python -m ops.aot and export it again");
+    }
+    artifact.verified(pack);
+  }
   const std::string name = artifact.find("library");
   if (name.empty()) throw std::runtime_error("the artifact has no operator library: export it again");
   // An absolute path: a plain name would be searched for in the system's folders.
@@ -95,9 +125,10 @@ int main(int argc, char** argv) try {
   const rdfa::Artifact artifact(argv[1]);
   const std::string name = choose(artifact, flags.model);
   const auto path = artifact.verified(name);
-  load_operators(artifact);
+  const torch::Device device = choose_device(artifact.entry(name), name, flags.device);
+  load_operators(artifact, device);
   const c10::InferenceMode guard;
-  const auto model = rdfa::open_model(path, artifact);
+  const auto model = rdfa::open_model(path, device, artifact);
   const auto video = rdfa::prepare(rdfa::read_npy(argv[2]), artifact.section("features"), flags.numbers);
   print(model->detect(video), artifact.section("classes").list());
   return 0;

@@ -131,12 +131,11 @@ class AotiModel : public Model {
 };
 
 // A file of the artifact, which must have been verified, and the operators loaded.
-inline std::unique_ptr<Model> open_model(const std::filesystem::path& path, const Artifact& artifact) {
-  const Json& entry = artifact.entry(path.filename());
-  const torch::Device device(entry.has("device") ? entry["device"].string() : "cpu");
+inline std::unique_ptr<Model> open_model(const std::filesystem::path& path, torch::Device device,
+                                         const Artifact& artifact) {
   // On a GPU, convolutions of float32 would round their inputs to TF32, which costs three digits.
   at::globalContext().setAllowTF32CuDNN(false);
-  const std::string& format = entry["format"].string();
+  const std::string& format = artifact.entry(path.filename())["format"].string();
   if (format == "torchscript") return std::make_unique<TorchScriptModel>(path, device);
   if (format == "aoti") return std::make_unique<AotiModel>(path, device, artifact);
   throw std::runtime_error(path.string() + " is a file of format " + format + ": only torchscript and aoti run here");

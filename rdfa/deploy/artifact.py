@@ -72,7 +72,7 @@ def export(
     Args:
         checkpoint: as in `RunDirectory.checkpoint`. report: called with one line before each step.
         dtypes: number formats. A format is written in each of them that it has.
-        device: where TorchScript and AOTInductor files are to run, "cpu" or "cuda".
+        device: where AOTInductor files are to run, "cpu" or "cuda"; others are bound to none.
 
     Returns:
         The manifest; of each checked file ``files[name]["parity"]`` holds the figures, and ``["start"]`` what it takes
@@ -141,8 +141,7 @@ def _write_files(detector, config, directory, manifest, files, report, device) -
         if writer_name == "onnx":
             writer.export(detector, {files[n][0]: directory / n for n in names}, manifest, interface, time, dtype)
         elif writer_name == "torchscript":
-            writer.export(precision.narrowed(detector, dtype), path, manifest, config.post, time, device)
-            facts["device"] = device
+            writer.export(precision.narrowed(detector, dtype), path, manifest, config.post, time)
         else:
             writer.export(precision.narrowed(detector, dtype), path, time, device)
             facts |= {"device": device, "processor": torch.backends.cpu.get_cpu_capability()}
@@ -151,6 +150,8 @@ def _write_files(detector, config, directory, manifest, files, report, device) -
     formats = {name for name, _ in files.values()}
     if any(FORMATS[name].library for name in formats):
         _add_library(manifest, directory, library.path(), "library")
+        if library.pack_path().exists():  # without the pack, the library serves CPUs alone
+            _add_library(manifest, directory, library.pack_path(), "cubins")
     # Only the file with a loop gains by the kernels, which are for the CPU.
     if "onnx" in formats and library.onnxruntime_path().exists():
         _add_library(manifest, directory, library.onnxruntime_path(), "onnx_library")

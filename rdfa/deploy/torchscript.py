@@ -23,6 +23,7 @@ from ops.nms.reference import METHODS
 from rdfa.errors import UsageError
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import Detector
+from rdfa.runtime.torch_device import full_precision
 
 EXTRA_FILE = "rdfa.json"
 
@@ -49,7 +50,6 @@ def export(
     manifest: dict[str, Any],
     post: PostProcessingSettings,
     time: int,
-    device: str = "cpu",
 ) -> None:
     """Trace `detector` over the operators of the library and write it to `path`.
 
@@ -57,22 +57,23 @@ def export(
         manifest: its "classes", "features" and "versions" go into the file.
         post: how `detect` turns outputs into detections.
         time: length of the example that is traced; the file serves every multiple of the coarsest stride.
-        device: where the file will run.
 
     Raises:
         UsageError: the native library is not built.
     """
     if not library.loaded():
         raise UsageError(f"TorchScript files run on the native operators, which are missing here: {library.REMEDY}")
-    detector = copy.deepcopy(detector).eval().requires_grad_(False).to(device)
-    features = torch.zeros(2, detector.settings.embedding.input_c, time, device=device)
-    mask = torch.ones(2, time, dtype=torch.bool, device=device)
+    detector = copy.deepcopy(detector).eval().requires_grad_(False)
+    features = torch.zeros(2, detector.settings.embedding.input_c, time)
+    mask = torch.ones(2, time, dtype=torch.bool)
     with torch.no_grad(), warnings.catch_warnings():
         # TorchScript is deprecated as a whole; AOTInductor does not yet serve every platform this file does.
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # The operators check shapes in Python; those checks are not part of the file.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        traced = torch.jit.trace(detector, (features, mask), check_trace=False)
+        # A traced convolution keeps this setting of its trace, wherever the file will run.
+        with full_precision("cuda"):
+            traced = torch.jit.trace(detector, (features, mask), check_trace=False)
         module = torch.jit.script(DeployedDetector(traced, detector, manifest, post).eval())
         facts = {"classes": manifest["classes"], "features": manifest["features"], "versions": manifest["versions"]}
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(facts)})
@@ -125,7 +126,7 @@ class DeployedDetector(nn.Module):
                 the end.
         """
         cls_logits, offsets, point_mask = self.detector(features, mask)
-        cls_logits, offsets, point_mask = cls_logits.cpu(), offsets.cpu(), point_mask.cpu()
+        cls_logits, offsets, point_mask = cls_logits.cpu(), offsets.cpu(), point_mask.cpu()  # where decode_nms runs
         points = self.points(features.shape[2])
         stride = self.feature_spec["stride"] * self.feature_spec["downsample_rate"]
         results: list[Detections] = []

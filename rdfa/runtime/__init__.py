@@ -83,8 +83,8 @@ def load(
     Args:
         artifact_dir: folder with a manifest.json, as export.py writes it.
         backend: "eager", "torchscript", "onnxruntime", "openvino" or "aoti".
-        device: "cpu" or "cuda". Files of TorchScript and AOTInductor run where they were exported for; None: there, and
-            on the CPU what is not bound to a device.
+        device: "cpu" or "cuda". Files of AOTInductor run where they were exported for; None: there, and on the CPU what
+            is not bound to a device.
         threads: CPU threads of one run; None leaves the backend's default.
         dtype: number format inside the model; inputs and outputs are float32 always.
         options: of onnxruntime: `native`, `host_nodes`; see `rdfa.runtime.onnx_backend.start`.
@@ -128,7 +128,9 @@ def open_file(
     if reason is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact_dir)}: {reason}")
     manifest = manifests.read(artifact_dir)
-    libraries = [manifests.find(manifest, kind) for kind in (chosen.library, chosen.accelerator) if kind]
+    # On a GPU the operator library opens the pack of kernels that lies beside it.
+    packs = ("cubins",) if chosen.library and device != "cpu" else ()
+    libraries = [manifests.find(manifest, kind) for kind in (chosen.library, chosen.accelerator, *packs) if kind]
     manifests.verify(artifact_dir, manifest, [file, *filter(None, libraries)])
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / file, manifest, device, threads, **options)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rdfa.runtime import manifest as manifests
-from rdfa.runtime.torch_device import check_device, full_precision
+from rdfa.runtime.torch_device import check_device
 from rdfa.runtime.torch_threads import pinned
 
 
@@ -23,7 +23,7 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
         module = torch.jit.load(str(path), map_location=device)
 
     def call(features, mask):
-        with pinned(threads), full_precision(device), torch.inference_mode():
+        with pinned(threads), torch.inference_mode():
             outputs = module(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
             return [o.cpu().numpy() for o in outputs]
 
