@@ -6,7 +6,7 @@ say what came second and not what is large. Here a fresh process imports what it
 `peak_memory_mb` is the high-water mark of the whole process after that shape, hence what a server needs that handles
 sizes up to it; `first_inference_ms` is the first call with that shape.
 
-    python -m rdfa.bench.cold_start ARTIFACT BACKEND DEVICE THREADS|default DTYPE|default 1x576 2x576 ...  prints JSON
+    python -m rdfa.bench.cold_start ARTIFACT BACKEND DEVICE THREADS|default DTYPE 1x576 2x576 ...     prints JSON
 """
 
 import json
@@ -39,16 +39,16 @@ class Start(NamedTuple):
 
 
 def measure(
-    artifact: Path, backend: str, device: str, threads: int | None, shapes: Iterable[Shape], dtype: str | None = None
+    artifact: Path, backend: str, device: str, threads: int | None, shapes: Iterable[Shape], dtype: str = "float32"
 ) -> dict[Shape, Start]:
-    """Start `backend` in a new process and run each shape once. `dtype`: see `rdfa.runtime.load`.
+    """Start `backend` in a new process and run each shape once.
 
     Raises:
         RunError: the process failed; the message ends with the last line that it wrote.
     """
     texts = [f"{shape.batch}x{shape.time}" for shape in shapes]
-    options = [device, threads or "default", dtype or "default"]
-    command = [sys.executable, "-m", "rdfa.bench.cold_start", artifact, backend, *options, *texts]
+    command = [sys.executable, "-m", "rdfa.bench.cold_start", artifact, backend, device, threads or "default"]
+    command += [dtype, *texts]
     # The package may be used from a checkout that is not installed.
     package_root = Path(__file__).resolve().parents[2]
     environment = os.environ | {
@@ -84,14 +84,13 @@ def peak_memory_mb() -> float:
 
 
 def _main(argv: list[str]) -> None:
-    artifact, backend, device, *options = argv
-    threads, dtype, *texts = (None if option == "default" else option for option in options)
+    artifact, backend, device, threads, dtype, *texts = argv
     start = time.perf_counter()
     import numpy as np
 
     from rdfa import runtime
 
-    session = runtime.load(artifact, backend, device, int(threads) if threads else None, dtype)
+    session = runtime.load(artifact, backend, device, None if threads == "default" else int(threads), dtype)
     report = {"load_s": round(time.perf_counter() - start, 4), "shapes": []}
     channels = session.manifest["features"]["dimension"]
     for shape in sorted((Shape(*map(int, text.split("x"))) for text in texts), key=lambda s: (s.batch * s.time, s)):
