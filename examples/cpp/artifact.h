@@ -64,15 +64,16 @@ class Artifact {
 
   // Path of file `name`, after its size and SHA-256 were found to be those of the manifest.
   std::filesystem::path verified(const std::string& name) const {
+    const Json& listed = entry(name);
     const auto path = directory_ / name;
     std::ifstream stream(path, std::ios::binary);
     if (!stream) throw std::runtime_error(path.string() + " is missing, though the manifest lists it: copy it again");
     const auto size = std::filesystem::file_size(path);
-    if (static_cast<double>(size) != entry(name)["size"].number()) {
+    if (static_cast<double>(size) != listed["size"].number()) {
       throw std::runtime_error(path.string() + " has " + std::to_string(size) +
                                " bytes, the manifest says another number: copy or export it again");
     }
-    if (Sha256::of(stream) != entry(name)["sha256"].string()) {
+    if (Sha256::of(stream) != listed["sha256"].string()) {
       throw std::runtime_error(path.string() + " differs from the SHA-256 in the manifest: copy or export it again");
     }
     return path;
