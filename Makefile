@@ -2,9 +2,11 @@
 #
 # PYTHON=python3.12      another interpreter
 # PIP_FLAGS=...          flags for pip, for example: --index-url https://download.pytorch.org/whl/cpu
+# ORT_HEADERS=DIR        ONNX Runtime's headers, to build its operator library too (default: Debian's, where installed)
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+ORT_HEADERS ?= $(wildcard /usr/include/onnxruntime)
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
@@ -13,7 +15,7 @@ DEMO ?= demo
 .PHONY: setup demo test lint bench aot test-gpu bench-gpu clean
 
 setup: $(VENV)/installed
-	@$(RUN) -m ops.build
+	@$(RUN) -m ops.build $(if $(ORT_HEADERS),--onnxruntime_headers $(ORT_HEADERS))
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -16,7 +16,7 @@ from rdfa.errors import RunError
 from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.inference.fusion import ClassScores, fuse
 from rdfa.inference.settings import PostProcessingSettings
-from rdfa.modeling.detector import Detector, build_detector
+from rdfa.modeling.detector import Detector, build_generator
 from rdfa.modeling.folded import FoldedDetector
 from rdfa.modeling.settings import ModelSettings
 from rdfa.runtime.session import Session
@@ -45,7 +45,7 @@ def run_session(session: Session, settings: ModelSettings) -> Runner:
     def forward(features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_numpy, session.run(features_BCT.numpy(), mask_BT.numpy())))
 
-    generator = build_detector(settings).generator
+    generator = build_generator(settings)
     return Runner(forward, lambda num_clips: generator.points(num_clips, device="cpu"))
 
 
