@@ -9,7 +9,17 @@ from pathlib import Path
 
 import torch
 
-OPERATORS = ("causal_conv1d", "causal_conv1d_backward", "decode_nms", "nms", "selective_scan")
+OPERATORS = (
+    "average_rows",
+    "causal_conv1d",
+    "causal_conv1d_backward",
+    "conv_rows",
+    "decode_nms",
+    "linear",
+    "nms",
+    "scan_rows",
+    "selective_scan",
+)
 REMEDY = "build it with: python -m ops.build"
 DTYPES = (torch.float32, torch.bfloat16)
 HAS_TRITON = importlib.util.find_spec("triton") is not None

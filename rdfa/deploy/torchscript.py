@@ -9,7 +9,6 @@
 Shape suffixes: B batch, C channels, T time, P points of all levels (finest first), K classes, M detections of a video.
 """
 
-import copy
 import json
 import warnings
 from pathlib import Path
@@ -23,6 +22,7 @@ from ops.nms.reference import METHODS
 from rdfa.errors import UsageError
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import Detector
+from rdfa.modeling.folded import fold
 
 EXTRA_FILE = "rdfa.json"
 
@@ -44,7 +44,7 @@ class Detections(NamedTuple):
 
 
 def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostProcessingSettings, time: int) -> None:
-    """Trace `detector` over the operators of the library and write it to `path`.
+    """Fold `detector`, trace it over the operators of the library and write it to `path`.
 
     Args:
         manifest: its "classes", "features" and "versions" go into the file.
@@ -56,7 +56,7 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
     """
     if not library.loaded():
         raise UsageError(f"TorchScript files run on the native operators, which are missing here: {library.REMEDY}")
-    detector = copy.deepcopy(detector).eval().requires_grad_(False)
+    folded = fold(detector)
     features = torch.zeros(2, detector.settings.embedding.input_c, time)
     mask = torch.ones(2, time, dtype=torch.bool)
     with torch.no_grad(), warnings.catch_warnings():
@@ -64,7 +64,7 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # The operators check shapes in Python; those checks are not part of the file.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        traced = torch.jit.trace(detector, (features, mask), check_trace=False)
+        traced = torch.jit.trace(folded, (features, mask), check_trace=False)
         module = torch.jit.script(DeployedDetector(traced, detector, manifest, post).eval())
         facts = {"classes": manifest["classes"], "features": manifest["features"], "versions": manifest["versions"]}
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(facts)})

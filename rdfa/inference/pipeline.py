@@ -16,6 +16,7 @@ from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.inference.fusion import ClassScores, fuse
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import Detector, build_detector
+from rdfa.modeling.folded import FoldedDetector
 from rdfa.modeling.settings import ModelSettings
 from rdfa.runtime.session import Session
 
@@ -31,9 +32,9 @@ class Runner(NamedTuple):
     points: Callable[[int], Tensor]
 
 
-def run_module(detector: Detector) -> Runner:
+def run_module(detector: Detector | FoldedDetector) -> Runner:
     """A detector in eval mode, on the device where it is."""
-    device = next(detector.parameters()).device
+    device = next(iter(detector.state_dict().values())).device
     return Runner(lambda features, mask: detector(features.to(device), mask.to(device)), detector.points)
 
 

@@ -90,4 +90,23 @@ inline Tensor allocate_bdl(int64_t B, int64_t D, int64_t L, bool channels_last, 
   return channels_last ? allocate({B, D, L}, {L * D, 1, D}, dtype) : allocate({B, D, L}, {D * L, L, 1}, dtype);
 }
 
+// Rows of each of S sequences that count: int64 [S], at least 0.
+inline const int64_t* row_counts(const Tensor& lengths, int64_t S) {
+  check_shape("lengths", lengths, {S});
+  check_dtype("lengths", lengths, ScalarType::Long);
+  STD_TORCH_CHECK(lengths.is_contiguous(), "lengths must be contiguous");
+  const int64_t* p = static_cast<const int64_t*>(lengths.const_data_ptr());
+  for (int64_t s = 0; s < S; ++s) STD_TORCH_CHECK(p[s] >= 0, "lengths holds ", p[s], ": expected at least 0");
+  return p;
+}
+
+// Calls run(first, step) on each thread: it does tasks first, first + step, ... of `tasks`.
+template <typename Run>
+void in_turns(int64_t tasks, const Run& run) {
+  const int64_t threads = torch::stable::get_num_threads(), slots = tasks < threads ? tasks : threads;
+  torch::stable::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
+    for (int64_t slot = first; slot < last; ++slot) run(slot, slots);
+  });
+}
+
 }  // namespace rdfa
