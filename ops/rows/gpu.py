@@ -88,7 +88,7 @@ def average(x: Tensor, bins: int) -> Tensor:
         unit, (width, strides) = _sizes(channels, _strides(x))
         with torch.cuda.device_of(x):
             average_kernel[(sequences * bins,)](
-                x, y, length, width, bins, *strides, UNIT=unit, WIDTH=_constants(channels)["WIDTH"]
+                x, y, length, width, bins, *strides, UNIT=unit, **_constants(channels)
             )
     return y
 
@@ -109,4 +109,4 @@ def _grid(rows, channels):
 
 def _constants(channels):
     width = 1 << (channels - 1).bit_length()
-    return {"ROWS": max(1, ROW_ELEMENTS // width), "WIDTH": width}
+    return {"ROWS": max(1, ROW_ELEMENTS // width), "WIDTH": width, "enable_fp_fusion": True}

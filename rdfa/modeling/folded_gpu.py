@@ -1,15 +1,15 @@
 """The detector for inference on a GPU: the numbers of `Detector`, up to rounding, in a third of its launches.
 
-`fold_for_gpu` makes it from a detector, and it is not for training. What differs from the modules it is made from, which
-stay the place to read about the ideas:
+`fold_for_gpu` makes it from a detector, and it is not for training. What differs from the modules it is made from,
+which stay the place to read about the ideas:
 
-- A convolution that a library does slowly (of features with time adjacent, or to few outputs) is one matrix product
-  with all its taps; the sum over the taps is taken in the next step.
+- A convolution is one matrix product with all its taps, which takes features as they come, time adjacent; the sum over
+  the taps is taken in the next step.
 - What follows a product (bias, mask, norm, ReLU, gate, residual, the next block's norm) is one kernel.
 - The layer scale is part of the output projections; the mean over the outputs of the channel gate's out_proj is taken
   once, over its rows.
-- The channel gate runs beside the block over time, and one head beside the other.
-- The heads run once, over all pyramid levels in one sequence with zeros between them.
+- The channel gate runs beside the block over time, one head beside the other, and the heads of the finest level beside
+  the branch; those of the others run once, over all levels in one sequence with zeros between them.
 
 Shape suffixes: S sequences (the batch), T frames, L positions, P positions of all levels with the gaps between them, C
 channels, D inner channels, N states, K branches, E = 2 K D.
@@ -29,13 +29,12 @@ from ops.rows.gpu import average, finish, halve
 from ops.selective_scan import launch
 from rdfa.errors import RunError
 from rdfa.modeling.backbone import DualBiS6Block
-from rdfa.modeling.detector import Detector
+from rdfa.modeling.detector import Detector, check_input
 from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
 from rdfa.modeling.heads import PtTransformerClsHead, PtTransformerRegHead
 from rdfa.modeling.neck import FPNIdentity
 
 ALIGNMENT = 8  # elements; rows of a product's operands that are no multiple of it are padded
-FEW_OUTPUTS = 64  # of a convolution that cuDNN does slowly
 
 
 def fold_for_gpu(detector: Detector) -> "GpuDetector":
@@ -54,20 +53,24 @@ class GpuDetector(nn.Module):
     def __init__(self, detector: Detector):
         super().__init__()
         self.settings, self.generator, self.start_level = detector.settings, detector.generator, detector.start_level
-        self.check = detector._check
         backbone, neck = detector.backbone, detector.neck
         embedding = backbone.embedding_module
-        if embedding.conv_1.groups != 1 or embedding.conv_1.dilation != (1,) or embedding.conv_1.padding_mode != "zeros":
+        if (
+            embedding.conv_1.groups != 1
+            or embedding.conv_1.dilation != (1,)
+            or embedding.conv_1.padding_mode != "zeros"
+        ):
             raise RunError("EmbeddingModule: on a GPU only convolutions without groups and dilation are folded")
         if not isinstance(neck, FPNIdentity):
             raise RunError(f"Detector.neck = {self.settings.detector.neck!r}: only FPNIdentity is folded for a GPU")
-        self.embedding = nn.ModuleList(
-            _Conv(conv, all_taps=first) for conv, first in ((embedding.conv_1, True), (embedding.conv_2, False))
-        )
+        self.embedding = nn.ModuleList([_Conv(embedding.conv_1), _Conv(embedding.conv_2)])
         self.stem = nn.ModuleList(_Stem(block) for block in backbone.stem_module.blocks)
         self.branch = nn.ModuleList(_Branch(block) for block in backbone.branch_module.blocks)
         self.heads = nn.ModuleList(
-            [_Head(detector.cls_head, detector.cls_head.cls_head), _Head(detector.reg_head, detector.reg_head.offset_head)]
+            [
+                _Head(detector.cls_head, detector.cls_head.cls_head),
+                _Head(detector.reg_head, detector.reg_head.offset_head),
+            ]
         )
         norms = [embedding.ln_1, embedding.ln_2, *(block.ln for block in backbone.stem_module.blocks)]
         self.norms = _Norms([*norms, *(block.ln for block in backbone.branch_module.blocks)])
@@ -77,71 +80,89 @@ class GpuDetector(nn.Module):
 
     @torch.inference_mode()
     def forward(self, features_SCT: Tensor, mask_ST: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self.check(features_SCT, mask_ST)
+        check_input(features_SCT, mask_ST, self.settings, self.level_scale.dtype)
+        self.level_lengths(features_SCT.shape[2])
         first, second, *following = self.norms.all()
         following.append(None)
         x_STC = self.embedding[0](features_SCT.transpose(1, 2), mask=mask_ST, norm=first, relu=True)
         x, normed = self.embedding[1](x_STC, mask=mask_ST, norm=second, relu=True, next_norm=following[0])
         for block, norms in zip(self.stem, pairwise(following)):
             x, normed = block(x, normed, mask_ST, *norms)
-        levels, masks = [x], [mask_ST]
-        for block, next_norm in zip(self.branch, following[len(self.stem) + 1 :]):
-            x, normed, mask = block(x, normed, masks[-1], next_norm)
-            levels.append(x)
-            masks.append(mask)
-        return self._detect(levels[self.start_level :], masks[self.start_level :])
+        finest, start = [(x, mask_ST)], self.start_level
+        early, others = _side_by_side(
+            x,
+            lambda x: self._detect(finest[start:], 0),
+            lambda x: self._pyramid(x, normed, mask_ST, following[len(self.stem) + 1 :]),
+        )
+        levels = [*finest, *others][start:]
+        outputs = [*early, *self._detect(levels[len(early) :], len(early))]
+        cls_SPK, offsets_SP2 = (torch.cat(parts, 1) for parts in zip(*outputs))
+        return cls_SPK, offsets_SP2, torch.cat([mask for _, mask in levels], 1)
 
-    def _detect(self, levels: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The neck writes the levels into one sequence, with as many zeros between them as a head reaches over."""
-        lengths, gap = [x.shape[1] for x in levels], self.heads[0].reach
-        keep_P, scale_P = self._level_factors(lengths, gap)
-        x_SPC = levels[0].new_zeros(len(levels[0]), len(keep_P), levels[0].shape[2])
-        mask_SP = torch.cat([part for mask in masks for part in (mask, mask.new_zeros(len(mask), gap))], 1)
+    def _pyramid(self, x: Tensor, normed: Tensor, mask: Tensor, next_norms: list[Tensor | None]) -> list:
+        """The levels that the branch makes, with their masks."""
+        levels = []
+        for block, next_norm in zip(self.branch, next_norms):
+            x, normed, mask = block(x, normed, mask, next_norm)
+            levels.append((x, mask))
+        return levels
+
+    def _detect(self, levels: list[tuple[Tensor, Tensor]], first: int) -> list[tuple[Tensor, Tensor]]:
+        """Logits and offsets of each level, given with its mask, from the `first` on.
+
+        The neck writes the levels into one sequence, with as many zeros between them as a head reaches over.
+        """
+        if not levels:
+            return []
+        lengths, gap, (x, _) = [x.shape[1] for x, _ in levels], self.heads[0].reach, levels[0]
+        keep_P, scale_P = self._level_factors(first, lengths, gap)
+        x_SPC = x.new_zeros(len(x), len(keep_P), x.shape[2])
+        mask_SP = torch.cat([part for _, mask in levels for part in (mask, mask.new_zeros(len(mask), gap))], 1)
         sizes = [size for length in lengths for size in (length, gap)]
-        for x, norm, place in zip(levels, self.neck_norms.all(), x_SPC.split(sizes, 1)[::2]):
+        for (x, _), norm, place in zip(levels, self.neck_norms.all()[first:], x_SPC.split(sizes, 1)[::2]):
             finish(x, norm=norm, out=place)
         outputs = _side_by_side(
             x_SPC,
             lambda x: self.heads[0](x, mask_SP, keep_P, None),
             lambda x: self.heads[1](x, mask_SP, keep_P, scale_P),
         )
-        cls_SPK, offsets_SP2, point_mask_SP = (torch.cat(y.split(sizes, 1)[::2], 1) for y in (*outputs, mask_SP))
-        return cls_SPK, offsets_SP2, point_mask_SP
+        return list(zip(*(y.split(sizes, 1)[::2] for y in outputs)))
 
-    def _level_factors(self, lengths: list[int], gap: int) -> tuple[Tensor, Tensor]:
+    def _level_factors(self, first: int, lengths: list[int], gap: int) -> tuple[Tensor, Tensor]:
         """1 on the levels, and the scale of the offsets there; 0 between them. Constants of a length: kept."""
-        key = tuple(lengths)
+        key = first, *lengths
         if key not in self._factors:
             zeros = self.level_scale.new_zeros(gap)
-            parts = [(scale.expand(length), zeros) for scale, length in zip(self.level_scale, lengths)]
+            parts = [(scale.expand(length), zeros) for scale, length in zip(self.level_scale[first:], lengths)]
             scale_P = torch.cat([part for pair in parts for part in pair])
             ones = [torch.cat([torch.ones_like(scale), zeros]) for scale, _ in parts]
             self._factors[key] = torch.cat(ones), scale_P
         return self._factors[key]
 
+    def points(self, num_frames: int) -> Tensor:
+        """As `Detector.points`."""
+        return self.generator.points(num_frames, device=self.level_scale.device)
+
+    def level_lengths(self, num_frames: int) -> list[int]:
+        """As `Detector.level_lengths`."""
+        return self.generator.level_lengths(num_frames)
+
 
 class _Conv(nn.Module):
-    """A convolution over time and what follows it: x_SLK -> y_SLN."""
+    """A convolution over time and what follows it: x_SLK, in any memory order -> y_SLN."""
 
-    def __init__(self, conv: nn.Conv1d, all_taps: bool):
+    def __init__(self, conv: nn.Conv1d):
         super().__init__()
-        weight_NKW = conv.weight.detach()
-        self.outputs, self.taps = weight_NKW.shape[0], weight_NKW.shape[2]
-        self.all_taps = all_taps or self.outputs <= FEW_OUTPUTS
-        if self.all_taps:
-            # [K, W N]; a library multiplies fast where N is a multiple of some elements.
-            weight_WNK = F.pad(weight_NKW.permute(2, 0, 1), (0, 0, 0, -self.outputs % ALIGNMENT))
-            self.register_buffer("weight", weight_WNK.flatten(0, 1).t().contiguous())
-        else:  # as images of height 1 whose channels are adjacent
-            self.register_buffer("weight", weight_NKW.unsqueeze(2).contiguous(memory_format=torch.channels_last))
+        weight_WNK = conv.weight.detach().permute(2, 0, 1)
+        self.taps, self.outputs, _ = weight_WNK.shape
+        weight_WNK = F.pad(weight_WNK, (0, 0, 0, -self.outputs % ALIGNMENT))
+        self.register_buffer("weight", weight_WNK.flatten(0, 1).t())  # [K, W N]
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().clone())
 
     def forward(self, x_SLK: Tensor, **then: Any) -> Any:
-        if self.all_taps:
-            y = torch.bmm(x_SLK, self.weight.expand(len(x_SLK), -1, -1)).unflatten(2, (self.taps, -1))
-            return finish(y[..., : self.outputs], taps=self.taps, bias=self.bias, **then)
-        y = F.conv2d(x_SLK.transpose(1, 2).unsqueeze(2), self.weight, padding=(0, self.taps // 2))
-        return finish(y.squeeze(2).transpose(1, 2), bias=self.bias, **then)
+        y_SLX = torch.bmm(x_SLK, self.weight.expand(len(x_SLK), -1, -1))
+        y_SLWN = y_SLX.unflatten(2, (self.taps, -1))[..., : self.outputs]
+        return finish(y_SLWN, taps=self.taps, bias=self.bias, **then)
 
 
 class _Scans(nn.Module):
@@ -230,9 +251,9 @@ class _Head(nn.Module):
 
     def __init__(self, head: PtTransformerClsHead | PtTransformerRegHead, last: nn.Module):
         super().__init__()
-        self.tower = nn.ModuleList(_Conv(conv.conv, all_taps=False) for conv in head.head)
+        self.tower = nn.ModuleList(_Conv(conv.conv) for conv in head.head)
         self.norms = _Norms(head.norm)
-        self.last, self.reach = _Conv(last.conv, all_taps=True), last.conv.padding[0]
+        self.last, self.reach = _Conv(last.conv), last.conv.padding[0]
 
     def forward(self, x_SPC: Tensor, mask_SP: Tensor, keep_P: Tensor, scale_P: Tensor | None) -> Tensor:
         for conv, norm in zip(self.tower, self.norms.all()):
