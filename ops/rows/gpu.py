@@ -87,9 +87,7 @@ def average(x: Tensor, bins: int) -> Tensor:
     if y.numel():
         unit, (width, strides) = _sizes(channels, _strides(x))
         with torch.cuda.device_of(x):
-            average_kernel[(sequences * bins,)](
-                x, y, length, width, bins, *strides, UNIT=unit, **_constants(channels)
-            )
+            average_kernel[(sequences * bins,)](x, y, length, width, bins, *strides, UNIT=unit, **_constants(channels))
     return y
 
 

@@ -114,7 +114,7 @@ class GpuDetector(nn.Module):
         """
         if not levels:
             return []
-        lengths, gap, (x, _) = [x.shape[1] for x, _ in levels], self.heads[0].reach, levels[0]
+        lengths, gap, (x, _) = [x.shape[1] for x, _ in levels], max(head.reach for head in self.heads), levels[0]
         keep_P, scale_P = self._level_factors(first, lengths, gap)
         x_SPC = x.new_zeros(len(x), len(keep_P), x.shape[2])
         mask_SP = torch.cat([part for _, mask in levels for part in (mask, mask.new_zeros(len(mask), gap))], 1)

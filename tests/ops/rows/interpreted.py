@@ -3,33 +3,20 @@ test_triton.py."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from ops.rows import gpu
 from tests.ops import triton_tools
 from tests.ops.conftest import assert_as_exact
+from tests.ops.rows import plain
 
 triton_tools.round_like_a_gpu()
 
 SHAPES = [(1, 1, 1), (2, 7, 13), (3, 5, 40), (1, 33, 64)]
 PARTS = ("bias", "mask", "norm", "factor", "relu", "gate", "residual", "next_norm")
 CHOICES = [(), PARTS, ("mask", "gate", "residual", "next_norm"), ("bias", "mask", "norm", "factor", "relu")]
-all_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"])
-
-
-def finished(x, taps, bias, mask, norm, factor, relu, gate, residual, next_norm):
-    """The formula of `finish` in PyTorch's operators, and what `next_norm` makes of the rounded result."""
-    if taps > 1:
-        x = F.pad(x, (0, 0, 0, 0, taps // 2, taps // 2))
-        x = sum(x[:, w : x.shape[1] - taps + 1 + w, w] for w in range(taps))
-    x = x if bias is None else x + bias
-    x = x if mask is None else x * mask[..., None]
-    x = x if norm is None else F.layer_norm(x, x.shape[-1:], *norm)
-    x = x if factor is None else x * factor[:, None]
-    x = x.relu() if relu else x
-    x = x if gate is None else x * gate.sigmoid()[:, None]
-    x = x if residual is None else x + residual
-    return (x,) if next_norm is None else (x, F.layer_norm(x, x.shape[-1:], *next_norm))
+all_dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"]
+)
 
 
 def converted(arguments, dtype):
@@ -57,13 +44,19 @@ def test_finish(shape, parts, taps, dtype):
     # The taps of a product are padded.
     x = torch.randn(sequences, length, taps, channels + 3)[..., :channels] if taps > 1 else torch.randn(shape)
     arguments = converted({"x": x, "taps": taps, **chosen}, dtype)
-    results = gpu.finish(arguments["x"], **{k: v for k, v in arguments.items() if k != "x"})
-    results = results if isinstance(results, tuple) else (results,)
-    truths, plains = finished(**converted(arguments, torch.float64)), finished(**arguments)
-    assert len(results) == len(truths)
-    for result, plain, truth in zip(results, plains, truths):
-        assert result.dtype == dtype and result.is_contiguous()
-        assert_as_exact("y", result, plain, truth)
+    pairs = "next_norm" in parts
+    result, same, truth = (
+        y if pairs else (y,)
+        for y in (
+            gpu.finish(**arguments),
+            plain.finish(**arguments),
+            plain.finish(**converted(arguments, torch.float64)),
+        )
+    )
+    assert len(result) == len(truth)
+    for i, name in enumerate(("y", "norm")[: len(truth)]):
+        assert result[i].dtype == dtype and result[i].is_contiguous()
+        assert_as_exact(name, result[i], same[i], truth[i])
 
 
 def test_finish_writes_where_it_is_told():
@@ -78,18 +71,17 @@ def test_finish_writes_where_it_is_told():
 def test_halve(shape, dtype):
     torch.manual_seed(0)
     x, mask, norm = torch.randn(shape).to(dtype), torch.rand(shape[:2]) > 0.3, torch.randn(2, shape[2])
-    pooled = F.max_pool1d(x.float().transpose(1, 2), 3, 2, 1).transpose(1, 2) * mask[:, ::2, None]
     y, v = gpu.halve(x, mask, norm)
-    assert torch.equal(y, pooled.to(dtype)) and torch.equal(gpu.halve(x, mask), y)
-    truth = F.layer_norm(pooled.double(), shape[2:], *norm.double())
-    assert_as_exact("norm", v, F.layer_norm(pooled, shape[2:], *norm).to(dtype), truth)
+    truth, norm_truth = plain.halve(x.double(), mask, norm.double())
+    assert torch.equal(y, truth.to(dtype)) and torch.equal(gpu.halve(x, mask), y)
+    assert_as_exact("norm", v, norm_truth.to(dtype), norm_truth)
 
 
 @all_dtypes
 @pytest.mark.parametrize("length, bins", [(1, 3), (37, 8), (5, 9), (64, 16)])
 def test_average(length, bins, dtype):
     x = torch.randn(2, length, 24).to(dtype)
-    truth = F.adaptive_avg_pool1d(x.double().transpose(1, 2), bins).transpose(1, 2)
+    truth = plain.average(x.double(), bins)
     assert_as_exact("y", gpu.average(x, bins), truth.to(dtype), truth)
 
 
