@@ -30,7 +30,7 @@ def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, state
         u[None], delta[None], A, B[None], C[None], D, None if z is None else z[None], delta_bias, y[None],
         softplus=delta_softplus, reverse=reverse, states=states, last=True,
     )  # fmt: skip
-    return y, last_state.t().reshape(*u.shape[:2], A.shape[1])
+    return y, last_state.t().contiguous().view(*u.shape[:2], A.shape[1])
 
 
 def backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, states, delta_softplus, reverse):

@@ -18,6 +18,8 @@ from ops.selective_scan.tiles import ACCESS_BYTES
 
 # Channels with more states take several launches of the forward, which holds all states in registers.
 STATES_PER_LAUNCH = 16
+# Elements of B, and of C, that a program of the kernel that packs them takes at most.
+PACKED_PER_PROGRAM = 512
 
 
 def states_shape(u, N: int) -> tuple[int, ...]:
@@ -25,18 +27,21 @@ def states_shape(u, N: int) -> tuple[int, ...]:
     return -(-u.shape[-1] // tiles.backward_tile(u.dtype).block), N, math.prod(u.shape[:-1])
 
 
-def forward(u, delta, A, B, C, D, z, delta_bias, y, *, softplus, reverse=False, states=None, last=False):
-    """Fill y and, where given, states; returns the last state [N, r b E], if asked for it."""
+def forward(
+    u, delta, A, B, C, D, z, delta_bias, y, *, softplus, reverse=False, states=None, last=False, scaled=False
+):
+    """Fill y and, where given, states; returns the last state [N, r b E], if asked for it. A may be `scale_A` of it
+    already (scaled)."""
     from ops.selective_scan.triton_forward import forward_kernel
 
-    groups, N, rows = B.shape[2], A.shape[1], u[..., 0].numel()
+    groups, N, rows = B.shape[2], B.shape[3], u[..., 0].numel()
     tile = tiles.forward_tile(u, groups)
     blocks, programs = -(-u.shape[-1] // tile.block), _programs(tile, u, groups)
     segment = tiles.segment(u.device, programs, blocks, tiles.FORWARD_SEGMENT, tiles.FORWARD_WAVES)
     segments = -(-blocks // segment)
     u, delta, z = _time_contiguous(u, delta, z)
     D, delta_bias = _contiguous(D, delta_bias)
-    A = _scaled(A)
+    A = A if scaled else scale_A(A)
     h = u.new_empty(segments, N, rows, dtype=torch.float32) if last or segments > 1 else None
     chunks = [slice(n, n + STATES_PER_LAUNCH) for n in range(0, N, STATES_PER_LAUNCH)]
     if len(chunks) == 1 and y.stride(-1) == 1:
@@ -89,7 +94,7 @@ def backward(
 
     grad_y, u, delta, z = _time_contiguous(grad_y, u, delta, z)
     D, delta_bias, grad_last_state = _contiguous(D, delta_bias, grad_last_state)
-    A, BC = _scaled(A), _pack(B, C, tile, reverse)
+    A, BC = scale_A(A), _pack(B, C, tile, reverse)
     results = [t if t is None or t.stride(-1) == 1 else t.new_empty(t.shape) for t in (du, ddelta, dz)]
     q, sums = empty(segments, N, rows), empty(segments, N + 2, rows, tile.lanes)
     slots = empty(programs, blocks * N * 2 * tile.block)
@@ -167,7 +172,7 @@ def _contiguous(*tensors):
     return [None if t is None else t.contiguous() for t in tensors]
 
 
-def _scaled(A):
+def scale_A(A):
     """[D, N] -> [N, D] such that exp(dt A) = exp2(dt scaled)."""
     return torch.mul(A.t(), math.log2(math.e), out=A.new_empty(A.shape[::-1]))
 
@@ -180,8 +185,9 @@ def _pack(B, C, tile, reverse):
     # The kernels ask for one state ahead, behind the last one too.
     BC = torch.empty((blocks * N + 1) * 2 * tile.block, dtype=torch.float32, device=B.device)
     with torch.cuda.device_of(B):
-        pack_kernel[blocks, -(-N // STATES_PER_LAUNCH)](
-            B, C, BC, length, N, batch, groups, int(reverse), *B.stride(), *C.stride(), **_packing(tile)
+        packing = _packing(tile)
+        pack_kernel[blocks, -(-N // packing["STATES"])](
+            B, C, BC, length, N, batch, groups, int(reverse), *B.stride(), *C.stride(), **packing
         )
     return BC
 
@@ -192,13 +198,16 @@ def _unpack(slots, dB, dC, tile, reverse):
     directions, batch, groups, N, length = dB.shape
     sequences = directions * batch * groups
     total = slots.view(sequences, -1, slots.shape[1]).sum(1)
-    unpack_kernel[sequences * -(-length // tile.block), -(-N // STATES_PER_LAUNCH)](
-        total, dB, dC, length, N, batch, groups, int(reverse), **_packing(tile)
+    packing = _packing(tile)
+    unpack_kernel[sequences * -(-length // tile.block), -(-N // packing["STATES"])](
+        total, dB, dC, length, N, batch, groups, int(reverse), **packing
     )
 
 
 def _packing(tile):
-    return {"STATES": STATES_PER_LAUNCH, "LT": tile.lanes, "T": tile.steps, "num_warps": max(1, tile.block // 64)}
+    states = max(1, min(STATES_PER_LAUNCH, PACKED_PER_PROGRAM // tile.block))
+    warps = max(1, states * tile.block // 128)
+    return {"STATES": states, "LT": tile.lanes, "T": tile.steps, "num_warps": warps}
 
 
 def _join_segments(h, sums, A, start, from_last):
