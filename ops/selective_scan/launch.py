@@ -27,9 +27,7 @@ def states_shape(u, N: int) -> tuple[int, ...]:
     return -(-u.shape[-1] // tiles.backward_tile(u.dtype).block), N, math.prod(u.shape[:-1])
 
 
-def forward(
-    u, delta, A, B, C, D, z, delta_bias, y, *, softplus, reverse=False, states=None, last=False, scaled=False
-):
+def forward(u, delta, A, B, C, D, z, delta_bias, y, *, softplus, reverse=False, states=None, last=False, scaled=False):
     """Fill y and, where given, states; returns the last state [N, r b E], if asked for it. A may be `scale_A` of it
     already (scaled)."""
     from ops.selective_scan.triton_forward import forward_kernel
