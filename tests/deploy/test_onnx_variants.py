@@ -1,5 +1,8 @@
 """The other ONNX files: for GPUs, without functions, in float16. What each computes, and what is in it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -128,3 +131,33 @@ def test_plain_onnxruntime_loads_every_file(artifact):
         session = onnxruntime.InferenceSession(artifact / file, providers=["CPUExecutionProvider"])
         outputs = session.run(None, {"features": np.zeros((1, 6, 4), np.float32), "mask": np.ones((1, 4), bool)})
         assert [value.dtype for value in outputs] == [np.float32, np.float32, np.bool_]
+
+
+# Needs numpy and onnxruntime; prints how far the outputs with the library are from those without.
+ALONE = """
+import sys
+import numpy as np
+import onnxruntime
+model, library = sys.argv[1:]
+features = np.random.default_rng(0).standard_normal((2, 6, 70), dtype=np.float32)
+inputs = {"features": features, "mask": np.ones((2, 70), bool)}
+outputs = []
+for native in (False, True):
+    options = onnxruntime.SessionOptions()
+    if native:
+        options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    outputs.append(session.run(["cls_logits", "offsets"], inputs))
+print(max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(*outputs)))
+print(sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "rdfa", "ops", "onnx")))
+"""
+
+
+@pytest.mark.skipif(not library.onnxruntime_path().exists(), reason="librdfa_ort.so is not built")
+def test_file_and_library_in_onnxruntime_alone(artifact, tmp_path):
+    command = [sys.executable, "-I", "-c", ALONE, artifact / "detector.onnx", artifact / "librdfa_ort.so"]
+    answer = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    difference, modules = answer.stdout.splitlines()
+    assert 0 < float(difference) < 1e-5
+    assert modules == "[]"
