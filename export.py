@@ -6,7 +6,7 @@
 
 writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), model.safetensors, and of the formats
 
-    torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed
+    torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed (GPU: python -m ops.aot first)
     onnx          detector.onnx, and librdfa_ort.so      ONNX Runtime on CPUs, several times as fast with the library
     onnx_gpu      detector.gpu.onnx                      ONNX Runtime on GPUs: no control flow
     onnx_inlined  detector.inlined.onnx                  OpenVINO, and whatever else knows no functions of a model

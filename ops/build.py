@@ -76,7 +76,7 @@ def build(force: bool = False) -> Path:
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(lambda pair: _compile(command, *pair), stale))
         if stale or not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(o.stat().st_mtime for o in objects):
-            _link(compiler, objects, LIBRARY, "-L" + str(torch_dir / "lib"), "-ltorch_cpu")
+            _link(compiler, objects, LIBRARY, "-L" + str(torch_dir / "lib"), "-ltorch_cpu", "-ldl")
     return LIBRARY
 
 

@@ -44,7 +44,9 @@ class Artifact {
     for (const auto& [name, entry] : manifest_["files"].object()) {
       if (entry["format"].string() == format) return check_content(name, entry);
     }
-    throw std::runtime_error(directory_.string() + " has no " + format + " file: export it with --formats torchscript");
+    const std::string remedy = format == "cubins" ? "make the GPU kernels with python -m ops.aot and export it again"
+                                                  : "export it with --formats torchscript";
+    throw std::runtime_error(directory_.string() + " has no " + format + " file: " + remedy);
   }
 
  private:

@@ -2,6 +2,7 @@
 //
 // Shape suffixes: B batch (1 here), C channels, T time steps.
 #include <dlfcn.h>
+#include <torch/cuda.h>
 #include <torch/script.h>
 
 #include <cmath>
@@ -17,10 +18,16 @@
 
 namespace {
 
-constexpr const char* kUsage = "usage: detect ARTIFACT_DIR FEATURES.npy [--fps RATE] [--duration SECONDS]";
+constexpr const char* kUsage =
+    "usage: detect ARTIFACT_DIR FEATURES.npy [--fps RATE] [--duration SECONDS] [--device cpu|cuda]";
 
 struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
+};
+
+struct Options {
+  std::map<std::string, double> numbers;  // --fps and --duration, where given
+  torch::Device device = torch::kCPU;
 };
 
 // What one video is to the detector: fps and duration are those of the feature grid.
@@ -42,14 +49,24 @@ double positive(const std::string& flag, const std::string& text) {
   return value;
 }
 
-std::map<std::string, double> read_flags(int argc, char** argv) {
-  std::map<std::string, double> flags;
+Options read_options(int argc, char** argv) {
+  Options options;
   for (int i = 3; i < argc; i += 2) {
     const std::string flag = argv[i];
-    if ((flag != "--fps" && flag != "--duration") || i + 1 == argc) throw UsageError(kUsage);
-    flags[flag] = positive(flag, argv[i + 1]);
+    if (i + 1 == argc) throw UsageError(kUsage);
+    const std::string value = argv[i + 1];
+    if (flag == "--fps" || flag == "--duration") {
+      options.numbers[flag] = positive(flag, value);
+    } else if (flag == "--device" && (value == "cpu" || value == "cuda")) {
+      options.device = torch::Device(value);
+    } else {
+      throw UsageError(kUsage);
+    }
   }
-  return flags;
+  if (options.device.is_cuda() && !torch::cuda::is_available()) {
+    throw std::runtime_error("libtorch finds no GPU here: use --device cpu");
+  }
+  return options;
 }
 
 // Brings features [T,C] to the form the detector was trained on, as the manifest's "features" describes it.
@@ -93,9 +110,10 @@ Video prepare(torch::Tensor features_TC, const rdfa::Json& spec, std::map<std::s
   return {features_BCT, (torch::arange(time) < clips).unsqueeze(0), fps, duration};
 }
 
-void print_detections(torch::jit::Module& module, const Video& video) {
+void print_detections(torch::jit::Module& module, const Video& video, torch::Device device) {
   const c10::List<double> fps({video.fps}), duration({video.duration});
-  const c10::IValue result = module.get_method("detect")({video.features_BCT, video.mask_BT, fps, duration});
+  const c10::IValue result = module.get_method("detect")(
+      {video.features_BCT.to(device), video.mask_BT.to(device), fps, duration});
   const c10::IValue names = module.attr("class_names");
   const auto& [segments, scores, labels] = [&] {
     const auto& of_video = result.toListRef()[0].toTupleRef().elements();
@@ -118,14 +136,16 @@ int complain(const std::string& message, int code) {
 
 int main(int argc, char** argv) try {
   if (argc < 3) throw UsageError(kUsage);
-  const auto flags = read_flags(argc, argv);
+  const Options options = read_options(argc, argv);
   const rdfa::Artifact artifact(argv[1]);
   const auto library = artifact.verified("library"), model = artifact.verified("torchscript");
+  if (options.device.is_cuda()) artifact.verified("cubins");  // the library finds it beside itself
   // An absolute path: a plain name would be searched for in the system's folders.
   if (dlopen(std::filesystem::absolute(library).c_str(), RTLD_NOW) == nullptr) throw std::runtime_error(dlerror());
   const c10::InferenceMode guard;
-  auto module = torch::jit::load(model.string());
-  print_detections(module, prepare(rdfa::read_npy(argv[2]), artifact.features(), flags));
+  auto module = torch::jit::load(model.string(), options.device);
+  const Video video = prepare(rdfa::read_npy(argv[2]), artifact.features(), options.numbers);
+  print_detections(module, video, options.device);
   return 0;
 } catch (const UsageError& error) {
   return complain(error.what(), 2);

@@ -31,8 +31,9 @@ def causal_conv1d(
     Returns:
         y [B,D,L] in x's dtype. The kernels keep x's memory order. Sums are float32 (float64 for float64).
 
-    float32 and bfloat16 on the CPU run the C++ kernel; float32, float16 and bfloat16 on a GPU run the Triton kernel,
-    where Triton is installed; everything else, and a machine without the library, runs `causal_conv1d_reference`.
+    float32 and bfloat16 on the CPU run the C++ kernel; float32, float16 and bfloat16 on a GPU run the Triton kernel
+    where Triton is installed, else, without gradients, the one that ``python -m ops.aot`` compiled; everything else,
+    and a machine without the library, runs `causal_conv1d_reference`.
     Differentiable once in x, weight and bias; gradients do not depend on the thread count, and repeat to the last bit.
 
     Raises:
@@ -42,7 +43,8 @@ def causal_conv1d(
         raise ValueError(f"activation = {activation!r} is unknown: use None, 'silu' or 'swish'")
     if not torch.jit.is_tracing():  # which would warn about every comparison of a shape; the operator checks again
         check(x, weight, bias)
-    if library.runs_triton(x, weight, bias) or library.runs_native(x, weight, bias):
+    inputs = (x, weight, bias)
+    if library.runs_triton(*inputs) or library.runs_aot(*inputs) or library.runs_native(*inputs):
         return torch.ops.rdfa.causal_conv1d(x, weight, bias, activation is not None, reverse)
     return causal_conv1d_reference(x, weight, bias, activation, reverse)
 
@@ -68,9 +70,8 @@ def _backward(ctx, dy):
 
 
 if library.loaded():
-    if library.HAS_TRITON:
-        torch.library.impl("rdfa::causal_conv1d", "CUDA", cuda.forward)
-        torch.library.impl("rdfa::causal_conv1d_backward", "CUDA", cuda.backward)
+    library.implement_with_triton("causal_conv1d", cuda.forward)
+    library.implement_with_triton("causal_conv1d_backward", cuda.backward)
     torch.library.register_fake("rdfa::causal_conv1d", _fake)
     torch.library.register_fake("rdfa::causal_conv1d_backward", _fake_backward)
     torch.library.register_autograd("rdfa::causal_conv1d", _backward, setup_context=_setup_context)

@@ -18,6 +18,8 @@ from ops.selective_scan.tiles import ACCESS_BYTES
 
 # Channels with more states take several launches of the forward, which holds all states in registers.
 STATES_PER_LAUNCH = 16
+# States of rows that a program of the kernel that joins segments takes.
+JOINED_PER_PROGRAM = 128
 # Elements of B, and of C, that a program of the kernel that packs them takes at most.
 PACKED_PER_PROGRAM = 512
 
@@ -212,8 +214,7 @@ def _join_segments(h, sums, A, start, from_last):
     from ops.selective_scan.triton_common import join_segments_kernel
 
     segments, N, rows = h.shape
-    elements = 128
-    join_segments_kernel[(-(-rows * N // elements),)](
+    join_segments_kernel[(-(-rows * N // JOINED_PER_PROGRAM),)](
         h,
         sums,
         A,
@@ -224,6 +225,6 @@ def _join_segments(h, sums, A, start, from_last):
         A.shape[1],
         segments,
         FROM_LAST=from_last,
-        ELEMENTS=elements,
+        ELEMENTS=JOINED_PER_PROGRAM,
         num_warps=4,
     )

@@ -3,34 +3,31 @@
 
     (features, mask) -> (cls_logits, offsets, point_mask)
 
-Weights are constants of the package, packed for oneDNN's products. The package holds machine code: it runs on
+Weights are constants of the package, as `fold` packed them. The package holds machine code: it runs on
 processors with the vector instructions of the one that compiled it (AVX2 or AVX-512), in the torch that made it.
 """
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch._inductor import config as inductor_config
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.utils import fresh_cache
 
 from ops import library
-from rdfa.deploy.gate_pool import GatherGatePool
 from rdfa.errors import UsageError
 from rdfa.modeling.detector import Detector
-from rdfa.modeling.layers import GatePool
+from rdfa.modeling.folded import fold
 
 # What torch calls the vector instructions of a processor -> the architecture that has them, and their width in bits.
 ARCHITECTURES = {"AVX2": ("x86-64-v3", 256), "AVX512": ("x86-64-v4", 512)}
 
 
 def export(detector: Detector, path: Path, time: int) -> None:
-    """Compile `detector` for this kind of processor and write the package to `path`.
+    """Fold `detector`, compile it for this kind of processor and write the package to `path`.
 
     Args:
         path: must end in .pt2.
@@ -56,8 +53,6 @@ def export(detector: Detector, path: Path, time: int) -> None:
 
 
 def _trace(detector: Detector, time: int) -> torch.export.ExportedProgram:
-    detector = copy.deepcopy(detector).eval().requires_grad_(False)
-    _replace_pools(detector)
     stride = detector.settings.coarsest_stride
     batch = torch.export.Dim("batch")
     # The length is a multiple of the coarsest stride by construction, so that no level needs rounding.
@@ -65,21 +60,13 @@ def _trace(detector: Detector, time: int) -> torch.export.ExportedProgram:
     features = torch.zeros(2, detector.settings.embedding.input_c, time)
     mask = torch.ones(2, time, dtype=torch.bool)
     axes = ({0: batch, 2: stride * coarse}, {0: batch, 1: stride * coarse})
-    return torch.export.export(detector, (features, mask), dynamic_shapes=axes)
-
-
-def _replace_pools(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, GatePool):
-            setattr(module, name, GatherGatePool(child))
-        else:
-            _replace_pools(child)
+    return torch.export.export(fold(detector), (features, mask), dynamic_shapes=axes)
 
 
 def _settings() -> dict[str, Any]:
     """Settings of Inductor, as names in its configuration."""
     settings = {
-        # Weights become constants, which are packed for oneDNN.
+        # Weights become constants, and those that PyTorch multiplies are packed for oneDNN.
         "freezing": True,
         # Otherwise the number of threads of this process is compiled in.
         "cpp.dynamic_threads": True,

@@ -136,6 +136,8 @@ def _write_files(detector, config, directory, manifest, files, report) -> None:
     formats = {name for name, _ in files.values()}
     if any(FORMATS[name].library for name in formats):
         _add_library(manifest, directory, library.path(), "library")
+        if library.pack_path().exists():  # without the pack, the library serves CPUs alone
+            _add_library(manifest, directory, library.pack_path(), "cubins")
     # Only the file with a loop gains by the kernels, which are for the CPU.
     if "onnx" in formats and library.onnxruntime_path().exists():
         _add_library(manifest, directory, library.onnxruntime_path(), "onnx_library")

@@ -9,9 +9,10 @@
 Shape suffixes: B batch, C channels, T time, P points of all levels (finest first), K classes, M detections of a video.
 """
 
-import copy
+import contextlib
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ops.nms.reference import METHODS
 from rdfa.errors import UsageError
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import Detector
+from rdfa.modeling.folded import fold
 
 EXTRA_FILE = "rdfa.json"
 
@@ -44,7 +46,7 @@ class Detections(NamedTuple):
 
 
 def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostProcessingSettings, time: int) -> None:
-    """Trace `detector` over the operators of the library and write it to `path`.
+    """Fold `detector`, trace it over the operators of the library and write it to `path`.
 
     Args:
         manifest: its "classes", "features" and "versions" go into the file.
@@ -56,7 +58,7 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
     """
     if not library.loaded():
         raise UsageError(f"TorchScript files run on the native operators, which are missing here: {library.REMEDY}")
-    detector = copy.deepcopy(detector).eval().requires_grad_(False)
+    folded = fold(detector)
     features = torch.zeros(2, detector.settings.embedding.input_c, time)
     mask = torch.ones(2, time, dtype=torch.bool)
     with torch.no_grad(), warnings.catch_warnings():
@@ -64,10 +66,22 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # The operators check shapes in Python; those checks are not part of the file.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        traced = torch.jit.trace(detector, (features, mask), check_trace=False)
+        with _without_tf32():
+            traced = torch.jit.trace(folded, (features, mask), check_trace=False)
         module = torch.jit.script(DeployedDetector(traced, detector, manifest, post).eval())
         facts = {"classes": manifest["classes"], "features": manifest["features"], "versions": manifest["versions"]}
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(facts)})
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """A traced convolution keeps the setting of its trace: with it, a GPU would round float32 to 11 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class DeployedDetector(nn.Module):
@@ -117,6 +131,7 @@ class DeployedDetector(nn.Module):
                 the end.
         """
         cls_logits, offsets, point_mask = self.detector(features, mask)
+        cls_logits, offsets, point_mask = cls_logits.cpu(), offsets.cpu(), point_mask.cpu()  # where decode_nms runs
         points = self.points(features.shape[2])
         stride = self.feature_spec["stride"] * self.feature_spec["downsample_rate"]
         results: list[Detections] = []

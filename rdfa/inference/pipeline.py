@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rdfa.data.annotations import Video
 from rdfa.data.dataset import Batch
 from rdfa.data.settings import DatasetSettings
 from rdfa.errors import RunError
@@ -16,6 +17,7 @@ from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.inference.fusion import ClassScores, fuse
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import Detector, build_detector
+from rdfa.modeling.folded import FoldedDetector
 from rdfa.modeling.settings import ModelSettings
 from rdfa.runtime.session import Session
 
@@ -31,9 +33,9 @@ class Runner(NamedTuple):
     points: Callable[[int], Tensor]
 
 
-def run_module(detector: Detector) -> Runner:
+def run_module(detector: Detector | FoldedDetector) -> Runner:
     """A detector in eval mode, on the device where it is."""
-    device = next(detector.parameters()).device
+    device = next(iter(detector.state_dict().values())).device
     return Runner(lambda features, mask: detector(features.to(device), mask.to(device)), detector.points)
 
 
@@ -64,7 +66,7 @@ def detect_videos(
     """
     for batch in batches:
         clips = batch.mask.sum(dim=1).tolist()
-        timings = [_timing(video, n, dataset) for video, n in zip(batch.videos, clips)]
+        timings = [timing(video, n, dataset) for video, n in zip(batch.videos, clips)]
         try:
             points_P4 = runner.points(batch.features.shape[-1])
             with torch.inference_mode():
@@ -76,7 +78,8 @@ def detect_videos(
             yield video_id, detections if class_scores is None else fuse(detections, class_scores[video_id])
 
 
-def _timing(video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:
+def timing(video: Video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:
+    """Where the `num_clips` positions of the video's feature grid lie in time."""
     stride, num_frames = dataset.grid
     duration = video.duration
     if duration is None:

@@ -28,7 +28,7 @@ class _Backend(NamedTuple):
     packages: tuple[str, ...]
     remedy: str
     library: str | None = None  # format of the native library that it cannot do without
-    accelerator: str | None = None  # and of one that it uses where there is one
+    kernels: dict[str, str] = {}  # device -> format of the file with kernels that it uses where there is one
 
 
 _BACKENDS = {
@@ -36,14 +36,19 @@ _BACKENDS = {
         "eager_backend", dict.fromkeys(("cpu", "cuda"), "safetensors"), ("torch", "safetensors"), "pip install rdfa-s6"
     ),
     "torchscript": _Backend(
-        "torchscript_backend", {"cpu": "torchscript"}, ("torch",), "pip install rdfa-s6", library="library"
+        "torchscript_backend",
+        dict.fromkeys(("cpu", "cuda"), "torchscript"),
+        ("torch",),
+        "pip install rdfa-s6",
+        library="library",
+        kernels={"cuda": "cubins"},  # which the library opens by itself
     ),
     "onnxruntime": _Backend(
         "onnx_backend",
         {"cpu": "onnx", "cuda": "onnx_gpu"},
         ("onnxruntime",),
         "pip install 'rdfa-s6[onnx]'",
-        accelerator="onnx_library",
+        kernels={"cpu": "onnx_library"},
     ),
     "openvino": _Backend("openvino_backend", {"cpu": "onnx_inlined"}, ("openvino",), "pip install 'rdfa-s6[openvino]'"),
     "aoti": _Backend("aoti_backend", {"cpu": "aoti"}, ("torch",), "pip install rdfa-s6", library="library"),
@@ -77,7 +82,7 @@ def load(
     Args:
         artifact_dir: folder with a manifest.json, as export.py writes it.
         backend: "eager", "torchscript", "onnxruntime", "openvino" or "aoti".
-        device: "cpu"; "cuda" for eager and onnxruntime only.
+        device: "cpu"; "cuda" for eager, torchscript and onnxruntime only.
         threads: CPU threads of one run; None leaves the backend's default.
         dtype: number format inside the model; inputs and outputs are float32 always.
         options: of onnxruntime: `native`, `host_nodes`; see `rdfa.runtime.onnx_backend.start`.
@@ -116,8 +121,9 @@ def open_file(
     if reason is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact_dir)}: {reason}")
     manifest = manifests.read(artifact_dir)
-    libraries = [manifests.find(manifest, kind) for kind in (chosen.library, chosen.accelerator) if kind]
-    manifests.verify(artifact_dir, manifest, [file, *filter(None, libraries)])
+    natives = [chosen.library, chosen.kernels.get(device.partition(":")[0])]
+    names = [manifests.find(manifest, file_format) for file_format in natives if file_format]
+    manifests.verify(artifact_dir, manifest, [file, *filter(None, names)])
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / file, manifest, device, threads, **options)
     return Session(manifest, backend, device, call)

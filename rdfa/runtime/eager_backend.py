@@ -1,4 +1,5 @@
-"""Eager backend: the detector rebuilt from the manifest's configuration and the artifact's weights."""
+"""Eager backend: the detector rebuilt from the manifest's configuration and the artifact's weights, in the form that is
+fastest on the device."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from rdfa import config
 from rdfa.errors import UsageError
 from rdfa.modeling.detector import build_detector
+from rdfa.modeling.folded import inference_form
 from rdfa.runtime.torch_threads import pinned
 
 
@@ -19,7 +21,7 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
         raise UsageError(f"device {device!r} was asked for, but torch finds no GPU here: use 'cpu'")
     detector = build_detector(config.from_text(manifest["config"]).model)
     detector.load_state_dict(load_file(path))
-    detector.eval().to(device)
+    detector = inference_form(detector.to(device))
 
     def call(features, mask):
         with pinned(threads), torch.inference_mode():

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 
+from rdfa.errors import UsageError
 from rdfa.runtime import manifest as manifests
 from rdfa.runtime.torch_threads import pinned
 
 
 def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None) -> Callable[..., Any]:
     """Load the file; the result maps numpy (features, mask) to the three outputs."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} was asked for, but torch finds no GPU here: use 'cpu'")
     load_operators(path.parent, manifest)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
@@ -22,7 +25,8 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
 
     def call(features, mask):
         with pinned(threads), torch.inference_mode():
-            return [o.numpy() for o in module(torch.from_numpy(features), torch.from_numpy(mask))]
+            outputs = module(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
+            return [o.cpu().numpy() for o in outputs]
 
     return call
 

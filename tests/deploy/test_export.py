@@ -1,5 +1,6 @@
 """export.py: what it writes, what it refuses, and that a failed check leaves nothing behind."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -66,6 +67,22 @@ def test_writes_an_artifact_and_prints_the_figures(quick, tmp_path, capsys):
 def test_one_format_alone(quick, tmp_path):
     manifest = deploy.export(artifacts.tiny_run(), tmp_path / "out", formats=["onnx"])
     assert set(manifest["files"]) - {"librdfa_ort.so"} == {"detector.onnx", "model.safetensors"}
+
+
+@pytest.mark.parametrize("formats", [["torchscript"], ["onnx"]])
+def test_the_gpu_kernels_go_with_the_library(quick, monkeypatch, tmp_path, formats):
+    """Where they were made; they serve nothing without it."""
+    pack = tmp_path / "librdfa_ops.cubins"
+    pack.write_bytes(b"kernels")
+    monkeypatch.setattr(library, "pack_path", lambda: pack)
+    run, output = artifacts.tiny_artifact().parent / "run", tmp_path / "artifact"
+    entry = deploy.export(run, output, formats=formats)["files"].get("librdfa_ops.cubins")
+    if formats == ["onnx"]:
+        assert entry is None and not (output / "librdfa_ops.cubins").exists()
+    else:
+        digest = hashlib.sha256(b"kernels").hexdigest()
+        assert entry == {"format": "cubins", "size": 7, "sha256": digest}
+        assert (output / "librdfa_ops.cubins").read_bytes() == b"kernels"
 
 
 def test_checkpoint_can_be_named(quick, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ops import library
 from rdfa import cli, deploy, detect
 from rdfa.deploy import verify
 from tests.deploy import artifacts
@@ -200,6 +201,8 @@ def assert_refused(answer, code, message):
         (["--fps", "fast"], 2, "--fps fast: give a positive number"),
         (["--fps", "25", "--duration"], 2, "usage"),
         (["--speed", "25"], 2, "usage"),
+        (["--device", "tpu"], 2, "usage"),
+        (["--device"], 2, "usage"),
     ],
 )
 def test_refuses_wrong_arguments(program, features, arguments, code, message):
@@ -217,6 +220,25 @@ def test_refuses_wrong_arguments(program, features, arguments, code, message):
 def test_refuses_features_of_another_kind(program, features, wrong, message):
     video = features(**{"length": 9, **wrong})
     assert_refused(run(program, artifact(), video, "--fps", 25), 1, message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_refuses_a_gpu_that_is_not_there(program, features):
+    answer = run(program, artifact(), features(9), "--fps", 25, "--device", "cuda")
+    assert_refused(answer, 1, "libtorch finds no GPU here: use --device cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot")
+def test_the_same_detections_on_a_gpu(program, features):
+    """With the kernels compiled ahead of time: there is no Triton in this process."""
+    video = features(67)
+    expected = from_cpp(program, artifact(), video, "--fps", 25)
+    found = from_cpp(program, artifact(), video, "--fps", 25, "--device", "cuda")
+    assert [row[2] for row in found] == [row[2] for row in expected] and len(found) >= 3
+    for k in (0, 1, 3):
+        np.testing.assert_allclose([row[k] for row in found], [row[k] for row in expected], rtol=1e-3, atol=1e-3)
 
 
 def test_class_names_may_hold_any_character(program, features, tmp_path):

@@ -115,9 +115,10 @@ def test_unknown_backend_device_and_threads(artifact):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_eager_on_a_gpu_that_is_not_there(artifact):
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
+def test_a_gpu_that_is_not_there(artifact, backend):
     with pytest.raises(UsageError, match="no GPU"):
-        runtime.load(artifact, "eager", device="cuda")
+        runtime.load(artifact, backend, device="cuda")
 
 
 @pytest.mark.parametrize("backend", ["eager", "torchscript"])
