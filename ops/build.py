@@ -9,9 +9,9 @@ The library is written against torch's stable ABI (no Python headers, linked wit
 serves every Python and every torch from 2.11 on. Needs GCC 11 or newer and the headers of the installed torch. This
 file imports neither torch nor the rest of the package: the build hook of ``setup.py`` runs it by its path.
 
-With the folder of ONNX Runtime's headers it also makes ``ops/librdfa_ort.so``, the same kernels as an operator library
-for ONNX Runtime. No Python package brings those headers; Debian's ``libonnxruntime-dev`` and the archives of ONNX
-Runtime's releases do. Whatever their version, from 1.21 on, the library serves ONNX Runtime 1.21 and newer.
+With the folder of ONNX Runtime's header it also makes ``ops/librdfa_ort.so``, the same kernels as an operator library
+for ONNX Runtime. No Python package brings that header; Debian's ``libonnxruntime-dev`` and the archives of ONNX
+Runtime's releases do. Whatever its version, from 1.21 on, the library serves ONNX Runtime 1.21 and newer.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SOURCES = HERE / "csrc"
 OBJECTS = HERE / "objects"
 # Folders of SOURCES: what is compiled for ONNX Runtime alone, and the kernels that it shares.
 ORT_BINDING, ORT_KERNELS = "onnxruntime", "selective_scan"
-ORT_HEADER = "onnxruntime_cxx_api.h"
+ORT_HEADER = "onnxruntime_c_api.h"
 
 MINIMUM_TORCH = (2, 11)
 # No -ffast-math: linked into a shared object it would switch the whole host process to flush-to-zero.

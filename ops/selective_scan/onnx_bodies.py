@@ -103,7 +103,10 @@ def _step() -> "onnx.GraphProto":
 
 
 def chunks(body: Body, dt: str, dtu: str, A: str, B: str, C: str, max_length: int) -> str:
-    """The recurrence without control flow, for L <= `max_length`; a longer sequence gives NaN, not a wrong number."""
+    """The recurrence without control flow, for L <= `max_length`; a longer sequence gives NaN, not a wrong number.
+
+    Memory: decays and inputs of all steps, 2 B D N L numbers, and the states of one step of all chunks.
+    """
     batch, groups = body("Shape", dt, start=0, end=1), body("Shape", B, start=1, end=2)
     length = body("Shape", dt, start=2, end=3)
     count = body("Div", body("Add", length, body.ints(CHUNK - 1)), body.ints(CHUNK))

@@ -28,7 +28,7 @@ class _Backend(NamedTuple):
     packages: tuple[str, ...]
     remedy: str
     library: str | None = None  # format of the native library that it cannot do without
-    accelerator: str | None = None  # and of one that it uses where there is one
+    kernels: dict[str, str] = {}  # device -> format of the file with kernels that it uses where there is one
 
 
 _BACKENDS = {
@@ -41,17 +41,23 @@ _BACKENDS = {
         ("torch",),
         "pip install rdfa-s6",
         library="library",
+        kernels={"cuda": "cubins"},  # which the library opens by itself
     ),
     "onnxruntime": _Backend(
         "onnx_backend",
         {"cpu": "onnx", "cuda": "onnx_gpu"},
         ("onnxruntime",),
         "pip install 'rdfa-s6[onnx]'",
-        accelerator="onnx_library",
+        kernels={"cpu": "onnx_library"},
     ),
     "openvino": _Backend("openvino_backend", {"cpu": "onnx_inlined"}, ("openvino",), "pip install 'rdfa-s6[openvino]'"),
     "aoti": _Backend(
-        "aoti_backend", dict.fromkeys(("cpu", "cuda"), "aoti"), ("torch",), "pip install rdfa-s6", library="library"
+        "aoti_backend",
+        dict.fromkeys(("cpu", "cuda"), "aoti"),
+        ("torch",),
+        "pip install rdfa-s6",
+        library="library",
+        kernels={"cuda": "cubins"},
     ),
 }
 
@@ -128,10 +134,9 @@ def open_file(
     if reason is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact_dir)}: {reason}")
     manifest = manifests.read(artifact_dir)
-    # On a GPU the operator library opens the pack of kernels that lies beside it.
-    packs = ("cubins",) if chosen.library and device != "cpu" else ()
-    libraries = [manifests.find(manifest, kind) for kind in (chosen.library, chosen.accelerator, *packs) if kind]
-    manifests.verify(artifact_dir, manifest, [file, *filter(None, libraries)])
+    natives = [chosen.library, chosen.kernels.get(device.partition(":")[0])]
+    names = [manifests.find(manifest, file_format) for file_format in natives if file_format]
+    manifests.verify(artifact_dir, manifest, [file, *filter(None, names)])
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / file, manifest, device, threads, **options)
     return Session(manifest, backend, device, call, manifest["files"][file].get("dtype", "float32"))

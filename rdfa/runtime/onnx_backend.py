@@ -6,6 +6,7 @@ The detector's file carries each selective scan as a node with a function that d
 
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,27 @@ def start(
     if PROVIDERS[kind] not in onnxruntime.get_available_providers():
         raise UsageError(f"this onnxruntime has no {PROVIDERS[kind]}: pip install 'rdfa-s6[gpu]' in place of [onnx]")
     # The library has kernels for the CPU only; on another device its operators would pull the scans back there.
-    library = manifests.find(manifest, "onnx_library") if native and kind == "cpu" else None
-    call = OnnxCall(path, path.parent / library if library else None, device, threads, manifest["features"])
+    library = _library(path.parent, manifest) if native and kind == "cpu" else None
+    call = OnnxCall(path, library, device, threads, manifest["features"])
     if kind != "cpu" and not host_nodes:
         _refuse_host_nodes(path, device, call.nodes())
     return call
+
+
+def _library(directory: Path, manifest: dict[str, Any]) -> Path | None:
+    """The artifact's operator library, if there is one and it loads here; else the functions do, which warns."""
+    name = manifests.find(manifest, "onnx_library")
+    if name is None:
+        return None
+    try:
+        onnxruntime.SessionOptions().register_custom_ops_library(str(directory / name))
+    except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"{directory / name} is left out, which is slower: it does not load here ({reason})", stacklevel=5
+        )
+        return None
+    return directory / name
 
 
 class OnnxCall:

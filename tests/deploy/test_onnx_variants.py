@@ -1,5 +1,8 @@
 """The other ONNX files: for GPUs, without functions, in float16. What each computes, and what is in it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -35,20 +38,21 @@ def sessions(artifact):
 
 
 @pytest.fixture(scope="module")
-def own_error():
-    """Of PyTorch in float16."""
+def common_case():
+    """Of enough numbers for the errors of float16 to be no matter of luck."""
     config = artifacts.tiny_config()
-    detector = artifacts.tiny_detector(config)
-    return verify.own_error(detector, [verify.make_case(detector, config, 5, 236)], "float16")
+    return verify.make_case(artifacts.tiny_detector(config), config, 5, 236)
 
 
 @pytest.mark.parametrize("batch, time", SIZES)
-def test_every_file_is_right_at_sizes_that_were_not_traced(sessions, own_error, batch, time):
+def test_every_file_is_right_at_sizes_that_were_not_traced(sessions, common_case, batch, time):
     config = artifacts.tiny_config()
-    case = verify.make_case(artifacts.tiny_detector(config), config, batch, time)
+    detector = artifacts.tiny_detector(config)
+    case = verify.make_case(detector, config, batch, time)
+    own = verify.own_error(detector, [case, common_case], "float16")
     for (file, way), session in sessions.items():
-        row = verify.check(session, case, config, own_error if "float16" in file else None)
-        assert row.ok, (file, way, row, own_error)
+        row = verify.check(session, case, config, own if "float16" in file else None)
+        assert row.ok, (file, way, row, own)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -127,3 +131,33 @@ def test_plain_onnxruntime_loads_every_file(artifact):
         session = onnxruntime.InferenceSession(artifact / file, providers=["CPUExecutionProvider"])
         outputs = session.run(None, {"features": np.zeros((1, 6, 4), np.float32), "mask": np.ones((1, 4), bool)})
         assert [value.dtype for value in outputs] == [np.float32, np.float32, np.bool_]
+
+
+# Needs numpy and onnxruntime; prints how far the outputs with the library are from those without.
+ALONE = """
+import sys
+import numpy as np
+import onnxruntime
+model, library = sys.argv[1:]
+features = np.random.default_rng(0).standard_normal((2, 6, 70), dtype=np.float32)
+inputs = {"features": features, "mask": np.ones((2, 70), bool)}
+outputs = []
+for native in (False, True):
+    options = onnxruntime.SessionOptions()
+    if native:
+        options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    outputs.append(session.run(["cls_logits", "offsets"], inputs))
+print(max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(*outputs)))
+print(sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "rdfa", "ops", "onnx")))
+"""
+
+
+@pytest.mark.skipif(not library.onnxruntime_path().exists(), reason="librdfa_ort.so is not built")
+def test_file_and_library_in_onnxruntime_alone(artifact, tmp_path):
+    command = [sys.executable, "-I", "-c", ALONE, artifact / "detector.onnx", artifact / "librdfa_ort.so"]
+    answer = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    difference, modules = answer.stdout.splitlines()
+    assert 0 < float(difference) < 1e-5
+    assert modules == "[]"

@@ -122,4 +122,4 @@ def test_folder_without_onnxruntime_headers_is_one_line_and_exit_code_1(tmp_path
     monkeypatch.setattr(builder, "build", lambda force=False: builder.LIBRARY)
     assert builder.main(["--onnxruntime_headers", str(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert f"{tmp_path} has no onnxruntime_cxx_api.h" in message and message.count("\n") == 1
+    assert f"{tmp_path} has no onnxruntime_c_api.h" in message and message.count("\n") == 1

@@ -1,5 +1,7 @@
 """ONNX Runtime: the operator library, the report of the nodes, and nodes that stray from the device asked for."""
 
+import json
+import shutil
 import types
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from ops import library
 from rdfa import runtime
+from rdfa.deploy import manifest as manifests
 from rdfa.errors import RunError, UsageError
 from rdfa.runtime import onnx_backend
 from tests.deploy import artifacts
@@ -58,6 +61,29 @@ def test_kernels_run_with_the_library(artifact):
 def test_threads_do_not_change_the_outputs(artifact):
     one, two = (runtime.load(artifact, "onnxruntime", threads=threads) for threads in (1, 2))
     np.testing.assert_allclose(one.run(*make_inputs()).offsets, two.run(*make_inputs()).offsets, rtol=1e-5, atol=1e-6)
+
+
+def test_library_of_another_machine_is_left_out(artifact, tmp_path):
+    """As on another processor, or with an older onnxruntime: the artifact works all the same."""
+    folder = shutil.copytree(artifact, tmp_path / "copy")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "librdfa_ort.so").write_text("not for this machine")
+    manifests.add_file(manifest, folder / "librdfa_ort.so", "onnx_library")
+    manifests.write(folder, manifest)
+    with pytest.warns(UserWarning, match="librdfa_ort.so is left out, which is slower: it does not load here"):
+        session = runtime.load(folder, "onnxruntime")
+    assert "kernel" not in paths(session)
+    runtime.load(folder, "onnxruntime", native=False)
+
+
+@needs_library
+def test_flipped_bit_in_the_library(artifact, tmp_path):
+    folder = shutil.copytree(artifact, tmp_path / "copy")
+    content = bytearray((folder / "librdfa_ort.so").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "librdfa_ort.so").write_bytes(content)
+    with pytest.raises(RunError, match=r"librdfa_ort\.so differs from the SHA-256"):
+        runtime.load(folder, "onnxruntime")
 
 
 def test_other_backends_tell_nothing(artifact):

@@ -1,17 +1,20 @@
 // Operator library for ONNX Runtime: the CPU kernel of the node rdfa::SelectiveScan (ops/selective_scan/export.py).
 //
 // Where a session has registered this library, the node runs here; where not, ONNX Runtime inlines the function that
-// the model carries. u and y have one type (float32, float16, bfloat16), the other inputs any of the three each. Built
-// with the headers of any ONNX Runtime from 1.21 on and linked with none, the library serves all of them.
+// the model carries. u and y have one type (float32, float16, bfloat16), the other inputs any of the three each.
+//
+// Built with the header of any ONNX Runtime from 1.21 on and linked with none, the library serves all of them: it asks
+// for that version of the C interface. (The C++ wrappers of a newer header would call what an older release lacks.)
 //
 // Letters: B batch, D channels, N states per channel, L time steps, G groups of channels that share B and C.
 #include <algorithm>
+#include <climits>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#define ORT_API_MANUAL_INIT
-#include <onnxruntime_cxx_api.h>
+#include <onnxruntime_c_api.h>
 
 #include "common/dispatch.h"
 #include "common/half.h"
@@ -20,7 +23,7 @@
 namespace rdfa {
 namespace {
 
-// What is asked of ONNX Runtime, whatever the version of the headers.
+// Of the C interface: that of ONNX Runtime 1.21.
 constexpr uint32_t API_VERSION = 21;
 constexpr int64_t MAX_STATES = 256;
 // Work is handed out in so many parts: enough for any number of threads to end together, each of several blocks.
@@ -30,7 +33,9 @@ constexpr auto FLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto HALF = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 constexpr auto BFLOAT = ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
 
-enum Input { U, DELTA, A, B, C, D, Z, DELTA_BIAS, INPUTS };
+using Type = ONNXTensorElementDataType;
+
+enum Input : size_t { U, DELTA, A, B, C, D, Z, DELTA_BIAS, INPUTS };
 constexpr const char* NAMES[INPUTS] = {"u", "delta", "A", "B", "C", "D", "z", "delta_bias"};
 
 using Shape = std::vector<int64_t>;
@@ -39,6 +44,14 @@ std::string text(const Shape& shape) {
   std::string joined;
   for (int64_t size : shape) joined += (joined.empty() ? "[" : ", ") + std::to_string(size);
   return joined + "]";
+}
+
+// Throws what a call reported.
+void check(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return;
+  const std::string message = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  throw std::runtime_error(message);
 }
 
 int64_t count(const Shape& shape) {
@@ -56,19 +69,36 @@ float bfloat_to_float(uint16_t value) {
   return wide;
 }
 
+struct Node {
+  const OrtApi& api;
+  OrtKernelContext* context;
+};
+
 // An input of the node: null where it is absent. The kernels read float32 and bfloat16; the rest is widened first.
 class Tensor {
  public:
-  Tensor(Ort::KernelContext& context, Input index, const Shape& expected = {}) : name_(NAMES[index]) {
-    if (index >= context.GetInputCount()) return;
-    const Ort::ConstValue value = context.GetInput(index);
+  Tensor(const Node& node, Input index, const Shape& expected = {}) : name_(NAMES[index]) {
+    const OrtApi& api = node.api;
+    size_t inputs = 0;
+    check(api, api.KernelContext_GetInputCount(node.context, &inputs));
+    if (index >= inputs) return;
+    const OrtValue* value = nullptr;
+    check(api, api.KernelContext_GetInput(node.context, index, &value));
     if (value == nullptr) return;
-    const auto info = value.GetTensorTypeAndShapeInfo();
-    shape = info.GetShape();
-    type_ = info.GetElementType();
+    OrtTensorTypeAndShapeInfo* raw = nullptr;
+    check(api, api.GetTensorTypeAndShape(value, &raw));
+    const auto release = [&api](OrtTensorTypeAndShapeInfo* p) { api.ReleaseTensorTypeAndShapeInfo(p); };
+    const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> info(raw, release);
+    check(api, api.GetTensorElementType(raw, &type_));
+    size_t rank = 0;
+    check(api, api.GetDimensionsCount(raw, &rank));
+    shape.resize(rank);
+    check(api, api.GetDimensions(raw, shape.data(), rank));
     if (type_ != FLOAT && type_ != HALF && type_ != BFLOAT) refuse("must be float32, float16 or bfloat16");
     if (!expected.empty() && shape != expected) refuse("has shape " + text(shape) + ", expected " + text(expected));
-    data_ = value.GetTensorRawData();
+    void* data = nullptr;
+    check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+    data_ = data;
     if (type_ == HALF) widen(half_to_float);
   }
 
@@ -98,7 +128,7 @@ class Tensor {
 
   const char* name_;
   const void* data_ = nullptr;
-  ONNXTensorElementDataType type_ = FLOAT;
+  Type type_ = FLOAT;
   std::unique_ptr<float[]> floats_;
 };
 
@@ -122,22 +152,15 @@ Projection projection(const Tensor& t, int64_t batch, int64_t channels, int64_t 
   return {directed(t.matrix(groups * group, length, 1), length, reverse), group, groups, false};
 }
 
+// The kernel of one node.
 struct Kernel {
+  const OrtApi& api;
+  Type type;  // of u and y
   bool softplus, reverse;
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    try {
-      compute(raw);
-      return nullptr;
-    } catch (const std::exception& error) {
-      return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, (std::string("SelectiveScan: ") + error.what()).c_str());
-    }
-  }
-
- private:
-  void compute(OrtKernelContext* raw) const {
-    Ort::KernelContext context(raw);
-    const Tensor u(context, U), A_(context, A);
+  void compute(OrtKernelContext* context) const {
+    const Node node{api, context};
+    const Tensor u(node, U), A_(node, A);
     if (u.shape.size() != 3) u.refuse("has shape " + text(u.shape) + ", expected [B, D, L]");
     const int64_t batch = u.shape[0], channels = u.shape[1], length = u.shape[2];
     if (A_.shape.size() != 2 || A_.shape[0] != channels || A_.shape[1] < 1 || A_.shape[1] > MAX_STATES) {
@@ -145,15 +168,16 @@ struct Kernel {
                 std::to_string(MAX_STATES));
     }
     const int64_t states = A_.shape[1];
-    const Tensor delta(context, DELTA, u.shape), z(context, Z, u.shape), B_(context, B), C_(context, C);
-    Tensor D_(context, D, {channels}), bias(context, DELTA_BIAS, {channels});
+    const Tensor delta(node, DELTA, u.shape), z(node, Z, u.shape), B_(node, B), C_(node, C);
+    Tensor D_(node, D, {channels}), bias(node, DELTA_BIAS, {channels});
     const auto sequence = [&](const Tensor& t) {
       return t ? directed(t.matrix(channels * length, length, 1), length, reverse) : Matrix{};
     };
 
-    Ort::UnownedValue output = context.GetOutput(0, u.shape);
-    const auto type = output.GetTensorTypeAndShapeInfo().GetElementType();
-    void* const y = output.GetTensorMutableRawData();
+    OrtValue* output = nullptr;
+    check(api, api.KernelContext_GetOutput(context, 0, u.shape.data(), u.shape.size(), &output));
+    void* y = nullptr;
+    check(api, api.GetTensorMutableData(output, &y));
     const int64_t size = count(u.shape);
     if (size == 0) return;
     const std::unique_ptr<float[]> wide = type == HALF ? uninitialised(size) : nullptr;
@@ -187,8 +211,9 @@ struct Kernel {
     }
   }
 
+ private:
   // On ONNX Runtime's own threads, as many as the session has.
-  static void run(const Ort::KernelContext& context, const ScanArgs& args) {
+  void run(const OrtKernelContext* context, const ScanArgs& args) const {
     struct Work {
       void (*kernel)(const ScanArgs&, int64_t, int64_t);
       const ScanArgs& args;
@@ -201,47 +226,62 @@ struct Kernel {
       const int64_t index = static_cast<int64_t>(i);
       w.kernel(w.args, index * w.tasks / w.parts, (index + 1) * w.tasks / w.parts);
     };
-    context.ParallelFor(part, static_cast<size_t>(work.parts), 0, &work);
+    check(api, api.KernelContext_ParallelFor(context, part, static_cast<size_t>(work.parts), 0, &work));
   }
 };
 
-// Output shapes are not inferred: Ort::ShapeInferContext fails on an input of unknown rank (seen in 1.32).
-template <ONNXTensorElementDataType TYPE>
-struct SelectiveScan : Ort::CustomOpBase<SelectiveScan<TYPE>, Kernel, true> {
-  SelectiveScan() { OrtCustomOp::version = API_VERSION; }
-  const char* GetName() const { return "SelectiveScan"; }
-  const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
-  size_t GetInputTypeCount() const { return INPUTS; }
-  ONNXTensorElementDataType GetInputType(size_t index) const {
-    return index == U ? TYPE : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+// The operator for one type of u and y. Output shapes are left to be seen when a node runs.
+struct SelectiveScan : OrtCustomOp {
+  explicit SelectiveScan(Type type) : OrtCustomOp{}, type(type) {
+    version = API_VERSION;
+    GetName = [](const OrtCustomOp*) { return "SelectiveScan"; };
+    GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = [](const OrtCustomOp*) { return INT_MAX; };
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return INPUTS; };
+    GetInputType = [](const OrtCustomOp* op, size_t index) {
+      return index == U ? static_cast<const SelectiveScan*>(op)->type : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    };
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+      return index >= D ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    };
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+    GetOutputType = [](const OrtCustomOp* op, size_t) { return static_cast<const SelectiveScan*>(op)->type; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+      int64_t softplus = 0, reverse = 0;
+      OrtStatus* status = api->KernelInfoGetAttribute_int64(info, "delta_softplus", &softplus);
+      if (status == nullptr) status = api->KernelInfoGetAttribute_int64(info, "reverse", &reverse);
+      if (status == nullptr) {
+        *kernel = new Kernel{*api, static_cast<const SelectiveScan*>(op)->type, softplus != 0, reverse != 0};
+      }
+      return status;
+    };
+    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatus* {
+      const Kernel& self = *static_cast<const Kernel*>(kernel);
+      try {
+        self.compute(context);
+        return nullptr;
+      } catch (const std::exception& error) {
+        const std::string message = std::string("SelectiveScan: ") + error.what();
+        return self.api.CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
+      }
+    };
+    KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   }
-  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return index >= D ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
-  }
-  size_t GetOutputTypeCount() const { return 1; }
-  ONNXTensorElementDataType GetOutputType(size_t) const { return TYPE; }
 
-  OrtStatusPtr CreateKernelV2(const OrtApi& api, const OrtKernelInfo* info, void** kernel) const {
-    int64_t softplus = 0, reverse = 0;
-    for (const auto& [name, value] : {std::pair{"delta_softplus", &softplus}, std::pair{"reverse", &reverse}}) {
-      if (OrtStatusPtr status = api.KernelInfoGetAttribute_int64(info, name, value)) return status;
-    }
-    *kernel = new Kernel{softplus != 0, reverse != 0};
-    return nullptr;
-  }
+  Type type;
 };
 
 // One domain for all sessions of the process; it is never released, because sessions may outlive static objects.
-OrtCustomOpDomain* domain() {
-  static OrtCustomOpDomain* const made = [] {
-    static const SelectiveScan<FLOAT> on_float;
-    static const SelectiveScan<HALF> on_half;
-    static const SelectiveScan<BFLOAT> on_bfloat;
-    Ort::CustomOpDomain domain("rdfa");
-    domain.Add(&on_float);
-    domain.Add(&on_half);
-    domain.Add(&on_bfloat);
-    return domain.release();
+OrtCustomOpDomain* domain(const OrtApi& api) {
+  static OrtCustomOpDomain* const made = [&api] {
+    static const SelectiveScan operators[] = {SelectiveScan(FLOAT), SelectiveScan(HALF), SelectiveScan(BFLOAT)};
+    OrtCustomOpDomain* domain = nullptr;
+    check(api, api.CreateCustomOpDomain("rdfa", &domain));
+    for (const SelectiveScan& op : operators) check(api, api.CustomOpDomain_Add(domain, &op));
+    return domain;
   }();
   return made;
 }
@@ -253,13 +293,11 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL
 RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* const api = base->GetApi(rdfa::API_VERSION);
   if (api == nullptr) {
-    const std::string here = base->GetVersionString();
-    return base->GetApi(1)->CreateStatus(
-        ORT_FAIL, ("librdfa_ort.so needs ONNX Runtime 1.21 or newer, this is " + here).c_str());
+    const std::string message = std::string("needs ONNX Runtime 1.21 or newer, this is ") + base->GetVersionString();
+    return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
   }
-  Ort::InitApi(api);
   try {
-    return api->AddCustomOpDomain(options, rdfa::domain());
+    return api->AddCustomOpDomain(options, rdfa::domain(*api));
   } catch (const std::exception& error) {
     return api->CreateStatus(ORT_FAIL, error.what());
   }
