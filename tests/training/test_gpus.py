@@ -89,8 +89,8 @@ def loss_curve(folder, device, steps=100, change=0.0):
 def test_the_loss_follows_that_of_a_cpu(tmp_path):
     """The kernels of the two devices have nothing in common but what they compute.
 
-    Training makes much of little: after some thirty steps a CPU's own curve shows a change of the first weights in their
-    last digit, by percents at the end. Until then the curves are compared, and after that the change says how far.
+    Training makes much of little: after some thirty steps a CPU's own curve shows a change of the first weights in
+    their last digit, by percents at the end. Until then the curves are compared; after that the change says how far.
     """
     write_dataset(tmp_path / "data")
     on_gpu, on_cpu = (loss_curve(tmp_path, device) for device in ("cuda", "cpu"))
