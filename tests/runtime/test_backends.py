@@ -104,8 +104,8 @@ def test_wrong_inputs_are_refused_in_one_line(session, change, message):
 def test_unknown_backend_device_and_threads(artifact):
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         runtime.load(artifact, "onnxrutime")
-    with pytest.raises(UsageError, match="torchscript has no device 'cuda': it runs on cpu"):
-        runtime.load(artifact, "torchscript", device="cuda")
+    with pytest.raises(UsageError, match="openvino has no device 'cuda': it runs on cpu"):
+        runtime.load(artifact, "openvino", device="cuda")
     with pytest.raises(UsageError, match="no onnx_gpu file: export it with --formats onnx_gpu"):
         runtime.load(artifact, "onnxruntime", device="cuda")
     with pytest.raises(UsageError, match="no float16 onnx file: export it with --formats onnx --dtype float16"):
