@@ -32,6 +32,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None and os.environ.get(G
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Plain globals, so that torch.compile can trace through the functions below.
+recording_onnx = False  # within `ops.onnx_export`: operators record what ONNX has in their place
 _tried = False
 _problem: str | None = None  # one line saying why the operators are not there
 _warned = False
@@ -42,14 +43,14 @@ def path() -> Path:
     return Path(__file__).resolve().parent / "librdfa_ops.so"
 
 
-def pack_path() -> Path:
-    """Where the kernels compiled ahead of time lie (``python -m ops.aot``): beside the library, which looks there."""
-    return path().with_suffix(".cubins")
-
-
 def onnxruntime_path() -> Path:
     """Where the operator library for ONNX Runtime lies, if it was built (``ops.build --onnxruntime_headers``)."""
     return path().with_name("librdfa_ort.so")
+
+
+def pack_path() -> Path:
+    """Where the kernels compiled ahead of time lie (``python -m ops.aot``): beside the library, which looks there."""
+    return path().with_suffix(".cubins")
 
 
 def loaded() -> bool:
@@ -119,6 +120,18 @@ def implement_with_triton(operator: str, implementation: Callable) -> None:
 def runs_native(*tensors: torch.Tensor | None) -> bool:
     """Whether these arguments go to the C++ kernels: all float32 or bfloat16 on the CPU, and the library is there."""
     return all(t is None or (t.device.type == "cpu" and t.dtype in DTYPES) for t in tensors) and available()
+
+
+def widened(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...] | None:
+    """The arguments with float16 as float32, if that is what brings them to the C++ kernels, else None.
+
+    Those have no float16 of their own; sums and states are float32 in any case, so only the memory traffic is more.
+    """
+    if all(t is None or (t.device.type == "cpu" and t.dtype in (*DTYPES, torch.float16)) for t in tensors):
+        wide = tuple(t.float() if t is not None and t.dtype == torch.float16 else t for t in tensors)
+        if any(a is not b for a, b in zip(wide, tensors)) and available():
+            return wide
+    return None
 
 
 def runs_triton(*tensors: torch.Tensor | None) -> bool:

@@ -12,14 +12,16 @@ import torch
 
 from ops import library
 from rdfa import runtime
+from rdfa.bench import cold_start, environment
 from rdfa.config import Config
+from rdfa.deploy import form, verify
 from rdfa.deploy import manifest as manifests
-from rdfa.deploy import verify
 from rdfa.errors import RunError, UsageError
 from rdfa.files import check_replaceable, replacing_folder
 from rdfa.inference.fusion import AGNOSTIC_NAMES
 from rdfa.modeling.detector import Detector
 from rdfa.run_dir import RunDirectory, load_detector, write_weights
+from rdfa.runtime import DTYPES
 from rdfa.runtime.manifest import MANIFEST, find
 from rdfa.settings import nearest
 
@@ -44,14 +46,15 @@ class Format(NamedTuple):
 
 ONNX_DTYPES = ("float32", "float16")
 FORMATS = {
-    "torchscript": Format("detector.ts.pt", "torchscript", "torchscript", library=True),
+    "torchscript": Format("detector.ts.pt", "torchscript", "torchscript", library=True, dtypes=DTYPES),
     "onnx": Format("detector.onnx", "onnx", "onnxruntime", dtypes=ONNX_DTYPES),
     "onnx_gpu": Format("detector.gpu.onnx", "onnx", "onnxruntime", dtypes=ONNX_DTYPES),
     "onnx_inlined": Format("detector.inlined.onnx", "onnx", "openvino", dtypes=ONNX_DTYPES),
-    "aoti": Format("detector.pt2", "aoti", "aoti", library=True),
+    "aoti": Format("detector.pt2", "aoti", "aoti", library=True, dtypes=DTYPES),
 }
 DEFAULT_FORMATS = ("torchscript", "onnx")  # aoti compiles C++, which takes a minute or two
 DEFAULT_DTYPES = ("float32",)
+DEVICES = ("cpu", "cuda")
 WEIGHTS = "model.safetensors"
 
 
@@ -62,22 +65,29 @@ def export(
     formats: Sequence[str] = DEFAULT_FORMATS,
     dtypes: Sequence[str] = DEFAULT_DTYPES,
     report: Callable[[str], None] = lambda step: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Export a run's averaged weights, check every file, and only then put the artifact in place.
 
     Args:
         checkpoint: as in `RunDirectory.checkpoint`. report: called with one line before each step.
         dtypes: number formats. A format is written in each of them that it has.
+        device: where TorchScript and AOTInductor files are to run, "cpu" or "cuda"; ONNX files are bound to none.
 
     Returns:
-        The manifest; ``files[name]["parity"]`` holds the figures of each checked file.
+        The manifest; of each checked file ``files[name]["parity"]`` holds the figures, and ``["start"]`` what it takes
+        to load it and run it once in a new process.
 
     Raises:
-        UsageError: an unknown format, a dtype that no format of these has, no such run, or an `output` that is not an
-            artifact to replace.
+        UsageError: an unknown format, a dtype that no format of these has, no such run, no such device here, or an
+            `output` that is not an artifact to replace.
         RunError: a file does not compute what the detector computes. Nothing is left under `output`, or what was there.
     """
     files = _files(formats, dtypes)
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}: valid: {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda' was asked for, but torch finds no GPU here: export on a machine that has one")
     output = Path(output)
     check_replaceable(output, _is_artifact, "an artifact")
     run = RunDirectory(run_dir)
@@ -86,9 +96,10 @@ def export(
     source = {"run": run.path.resolve().name, "checkpoint": folder.name, "weights": "ema"}
     manifest = manifests.describe(config, _class_list(run, config), source)
     with replacing_folder(output) as directory:
-        _write_files(detector, config, directory, manifest, files, report)
+        _write_files(detector, config, directory, manifest, files, report, device)
         manifests.write(directory, manifest)
         _verify_files(detector, config, directory, manifest, files, report)
+        _time_starts(directory, manifest, files, report)
         manifests.write(directory, manifest)
     return manifest
 
@@ -98,6 +109,9 @@ def _files(formats: Sequence[str], dtypes: Sequence[str]) -> dict[str, tuple[str
     for name in formats:
         if name not in FORMATS:
             raise UsageError(f"unknown format {name!r}: {nearest(name, FORMATS)}")
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"unknown dtype {dtype!r}: {nearest(dtype, DTYPES)}")
     files = {
         FORMATS[name].file_in(dtype): (name, dtype)
         for name in formats
@@ -111,11 +125,11 @@ def _files(formats: Sequence[str], dtypes: Sequence[str]) -> dict[str, tuple[str
             )
     for dtype in dtypes if formats else ():
         if dtype not in {dtype for _, dtype in files.values()}:
-            raise UsageError(f"no format of {', '.join(formats)} has dtype {dtype}: float16 is for the formats of ONNX")
+            raise UsageError(f"no format of {', '.join(formats)} has dtype {dtype}: torchscript and aoti have")
     return files
 
 
-def _write_files(detector, config, directory, manifest, files, report) -> None:
+def _write_files(detector, config, directory, manifest, files, report, device) -> None:
     interface, time = manifests.interface(config), verify.traced_time(detector)
     write_weights(directory / WEIGHTS, detector.state_dict())
     manifests.add_file(manifest, directory / WEIGHTS, "safetensors", dtype="float32", **interface)
@@ -127,10 +141,11 @@ def _write_files(detector, config, directory, manifest, files, report) -> None:
         if writer_name == "onnx":
             writer.export(detector, {files[n][0]: directory / n for n in names}, manifest, interface, time, dtype)
         elif writer_name == "torchscript":
-            writer.export(detector, path, manifest, config.post, time)
+            writer.export(form.deployed(detector, dtype, device), path, manifest, config.post, time)
+            facts |= {"device": device}
         else:
-            writer.export(detector, path, time)
-            facts["processor"] = torch.backends.cpu.get_cpu_capability()
+            writer.export(form.deployed(detector, dtype, device).to(device), path, time, device)
+            facts |= {"device": device, "processor": torch.backends.cpu.get_cpu_capability()}
         for name in names:
             manifests.add_file(manifest, directory / name, files[name][0], **facts)
     formats = {name for name, _ in files.values()}
@@ -160,11 +175,10 @@ def _verify_files(detector: Detector, config: Config, directory: Path, manifest,
     """Fill in ``parity`` of each file; raises RunError naming the first size at which one fails."""
     sessions = {WEIGHTS: ("float32", runtime.open_file(directory, WEIGHTS, "eager"))}
     for file, (name, dtype) in files.items():
-        backend = FORMATS[name].backend
-        if backend == "openvino" and importlib.util.find_spec("openvino") is None:
-            backend = "onnxruntime"  # which runs every ONNX file
+        backend = _backend(name)
         options = {"native": False} if backend == "onnxruntime" else {}
-        sessions[file] = dtype, runtime.open_file(directory, file, backend, **options)
+        device = manifest["files"][file].get("device", "cpu")
+        sessions[file] = dtype, runtime.open_file(directory, file, backend, device, **options)
     kernels = find(manifest, "onnx_library")
     if kernels:  # what the file computes with the kernels of the library is the library's own proof
         file = next(file for file, (name, _) in files.items() if name == "onnx")
@@ -185,6 +199,32 @@ def _verify_files(detector: Detector, config: Config, directory: Path, manifest,
                     "detections equal; nothing was written: report this with the run's config.gin"
                 )
             manifest["files"][file].setdefault("parity", []).append(row.as_dict())
+
+
+def _backend(name: str) -> str:
+    backend = FORMATS[name].backend
+    if backend == "openvino" and importlib.util.find_spec("openvino") is None:
+        return "onnxruntime"  # which runs every ONNX file
+    return backend
+
+
+def _time_starts(directory: Path, manifest: dict[str, Any], files: dict[str, tuple[str, str]], report) -> None:
+    """Fill in ``start`` of each file: what a server waits for. One video of the usual length, default threads.
+
+    Of files for a GPU's ONNX Runtime, and for OpenVINO where it is missing, nothing is known here.
+    """
+    time = manifest["features"]["max_seq_len"]
+    shape = cold_start.Shape(1, time)
+    started = {WEIGHTS: ("eager", "float32")}
+    for file, (name, dtype) in files.items():
+        if name != "onnx_gpu" and _backend(name) == FORMATS[name].backend:
+            started[file] = FORMATS[name].backend, dtype
+    for file, (backend, dtype) in started.items():
+        report(f"timing the start of {file}")
+        device = manifest["files"][file].get("device", "cpu")
+        start = cold_start.measure(directory, backend, device, None, [shape], dtype)[shape]
+        manifest["files"][file]["start"] = {"time": time, **start._asdict()}
+    manifest["measured_on"] = environment.summary(environment.describe())
 
 
 def _class_list(run: RunDirectory, config: Config) -> list[str]:

@@ -9,10 +9,8 @@
 Shape suffixes: B batch, C channels, T time, P points of all levels (finest first), K classes, M detections of a video.
 """
 
-import contextlib
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +21,7 @@ from ops import library
 from ops.nms.reference import METHODS
 from rdfa.errors import UsageError
 from rdfa.inference.settings import PostProcessingSettings
-from rdfa.modeling.detector import Detector
-from rdfa.modeling.folded import fold
+from rdfa.runtime.torch_device import full_precision
 
 EXTRA_FILE = "rdfa.json"
 
@@ -45,8 +42,14 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
-def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostProcessingSettings, time: int) -> None:
-    """Fold `detector`, trace it over the operators of the library and write it to `path`.
+def export(
+    detector: nn.Module,
+    path: Path,
+    manifest: dict[str, Any],
+    post: PostProcessingSettings,
+    time: int,
+) -> None:
+    """Trace `detector`, as `form.deployed` made it, over the operators of the library and write it to `path`.
 
     Args:
         manifest: its "classes", "features" and "versions" go into the file.
@@ -58,7 +61,6 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
     """
     if not library.loaded():
         raise UsageError(f"TorchScript files run on the native operators, which are missing here: {library.REMEDY}")
-    folded = fold(detector)
     features = torch.zeros(2, detector.settings.embedding.input_c, time)
     mask = torch.ones(2, time, dtype=torch.bool)
     with torch.no_grad(), warnings.catch_warnings():
@@ -66,22 +68,12 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # The operators check shapes in Python; those checks are not part of the file.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        with _without_tf32():
-            traced = torch.jit.trace(folded, (features, mask), check_trace=False)
+        # A traced convolution keeps this setting of its trace, wherever the file will run.
+        with full_precision("cuda"):
+            traced = torch.jit.trace(detector, (features, mask), check_trace=False)
         module = torch.jit.script(DeployedDetector(traced, detector, manifest, post).eval())
         facts = {"classes": manifest["classes"], "features": manifest["features"], "versions": manifest["versions"]}
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(facts)})
-
-
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """A traced convolution keeps the setting of its trace: with it, a GPU would round float32 to 11 bits."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 class DeployedDetector(nn.Module):
@@ -92,7 +84,7 @@ class DeployedDetector(nn.Module):
     level_strides: list[int]
     level_ranges: list[tuple[float, float]]
 
-    def __init__(self, traced, detector: Detector, manifest: dict[str, Any], post: PostProcessingSettings):
+    def __init__(self, traced, detector: nn.Module, manifest: dict[str, Any], post: PostProcessingSettings):
         super().__init__()
         self.detector = traced
         self.class_names = list(manifest["classes"])

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from rdfa.errors import UsageError
 from rdfa.runtime import manifest as manifests
-from rdfa.runtime.session import Node, Outputs, Session
+from rdfa.runtime.session import DTYPES, Node, Outputs, Session
 from rdfa.settings import nearest
 
-__all__ = ["Node", "Outputs", "Session", "availability", "backends", "load", "open_file"]
+__all__ = ["DTYPES", "Node", "Outputs", "Session", "availability", "backends", "load", "open_file"]
 
 
 class _Backend(NamedTuple):
@@ -51,7 +51,14 @@ _BACKENDS = {
         kernels={"cpu": "onnx_library"},
     ),
     "openvino": _Backend("openvino_backend", {"cpu": "onnx_inlined"}, ("openvino",), "pip install 'rdfa-s6[openvino]'"),
-    "aoti": _Backend("aoti_backend", {"cpu": "aoti"}, ("torch",), "pip install rdfa-s6", library="library"),
+    "aoti": _Backend(
+        "aoti_backend",
+        dict.fromkeys(("cpu", "cuda"), "aoti"),
+        ("torch",),
+        "pip install rdfa-s6",
+        library="library",
+        kernels={"cuda": "cubins"},
+    ),
 }
 
 
@@ -60,11 +67,11 @@ def backends() -> list[str]:
     return list(_BACKENDS)
 
 
-def availability(artifact_dir: str | os.PathLike) -> dict[str, str | None]:
-    """For each backend None if it can run this artifact here on the CPU, else the reason in one line."""
+def availability(artifact_dir: str | os.PathLike, dtype: str = "float32") -> dict[str, str | None]:
+    """For each backend None if it can run this artifact here, in `dtype`, else the reason in one line."""
     manifest = manifests.read(artifact_dir)
     return {
-        name: _missing_package(backend) or _missing_file(backend, manifest, backend.models["cpu"])
+        name: _missing_package(backend) or _missing_file(backend, manifest, backend.models["cpu"], dtype)
         for name, backend in _BACKENDS.items()
     }
 
@@ -72,7 +79,7 @@ def availability(artifact_dir: str | os.PathLike) -> dict[str, str | None]:
 def load(
     artifact_dir: str | os.PathLike,
     backend: str = "onnxruntime",
-    device: str = "cpu",
+    device: str | None = "cpu",
     threads: int | None = None,
     dtype: str = "float32",
     **options: Any,
@@ -82,7 +89,8 @@ def load(
     Args:
         artifact_dir: folder with a manifest.json, as export.py writes it.
         backend: "eager", "torchscript", "onnxruntime", "openvino" or "aoti".
-        device: "cpu"; "cuda" for eager, torchscript and onnxruntime only.
+        device: "cpu" or "cuda". Files of AOTInductor run where they were exported for; None: there, and on the CPU what
+            is not bound to a device.
         threads: CPU threads of one run; None leaves the backend's default.
         dtype: number format inside the model; inputs and outputs are float32 always.
         options: of onnxruntime: `native`, `host_nodes`; see `rdfa.runtime.onnx_backend.start`.
@@ -93,15 +101,20 @@ def load(
     """
     if backend not in _BACKENDS:
         raise UsageError(f"unknown backend {backend!r}: {nearest(backend, _BACKENDS)}")
-    chosen = _BACKENDS[backend]
+    chosen, manifest = _BACKENDS[backend], manifests.read(artifact_dir)
+    if device is None:
+        file = manifests.find(manifest, chosen.models["cpu"], dtype)
+        device = manifest["files"][file].get("device", "cpu") if file else "cpu"
     kind = device.partition(":")[0]
     if kind not in chosen.models:
         raise UsageError(f"backend {backend} has no device {device!r}: it runs on {' or '.join(chosen.models)}")
-    manifest = manifests.read(artifact_dir)
     reason = _missing_file(chosen, manifest, chosen.models[kind], dtype)
     if reason is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact_dir)}: {reason}")
     file = manifests.find(manifest, chosen.models[kind], dtype)
+    exported_for = manifest["files"][file].get("device", kind)
+    if exported_for != kind:
+        raise UsageError(f"backend {backend} has no device {device!r} here: {file} was exported for {exported_for!r}")
     return open_file(artifact_dir, file, backend, device, threads, **options)
 
 
@@ -126,7 +139,7 @@ def open_file(
     manifests.verify(artifact_dir, manifest, [file, *filter(None, names)])
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / file, manifest, device, threads, **options)
-    return Session(manifest, backend, device, call)
+    return Session(manifest, backend, device, call, manifest["files"][file].get("dtype", "float32"))
 
 
 def _missing_package(backend: _Backend) -> str | None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from rdfa.errors import RunError
 
+DTYPES = ("float32", "float16", "bfloat16")  # that files compute in; inputs and outputs are float32 in any case
+
 
 class Outputs(NamedTuple):
     """What every format returns, under these names and in this order.
@@ -42,11 +44,13 @@ class Session:
     """A loaded artifact. Made by `rdfa.runtime.load`; not meant to be shared between threads.
 
     Attributes:
-        manifest: the artifact's manifest. backend, device: what runs it, and where.
+        manifest: the artifact's manifest. backend, device: what runs it, and where. dtype: what it computes in.
     """
 
-    def __init__(self, manifest: dict[str, Any], backend: str, device: str, call: Callable[..., Any]):
-        self.manifest, self.backend, self.device = manifest, backend, device
+    def __init__(
+        self, manifest: dict[str, Any], backend: str, device: str, call: Callable[..., Any], dtype: str = "float32"
+    ):
+        self.manifest, self.backend, self.device, self.dtype = manifest, backend, device, dtype
         self._call = call
 
     def run(self, features_BCT: np.ndarray, mask_BT: np.ndarray) -> Outputs:

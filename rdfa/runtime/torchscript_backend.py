@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
-from rdfa.errors import UsageError
 from rdfa.runtime import manifest as manifests
+from rdfa.runtime.torch_device import check_device
 from rdfa.runtime.torch_threads import pinned
 
 
 def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None) -> Callable[..., Any]:
     """Load the file; the result maps numpy (features, mask) to the three outputs."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} was asked for, but torch finds no GPU here: use 'cpu'")
+    check_device(device)
     load_operators(path.parent, manifest)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 import export
 from ops import library
 from rdfa import cli, deploy
+from rdfa.deploy import artifact, verify
 from rdfa.deploy import onnx as onnx_exporter
-from rdfa.deploy import verify
 from rdfa.errors import RunError, UsageError
 from tests.deploy import artifacts
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
 @pytest.fixture
@@ -62,6 +65,18 @@ def test_writes_an_artifact_and_prints_the_figures(quick, tmp_path, capsys):
     assert "detector.onnx" in printed and "(2, 34)" in printed
     # Weights, TorchScript, ONNX; and ONNX with the operator library, where that is built.
     assert printed.count("✓") == 9 + 3 * library.onnxruntime_path().exists()
+
+
+def test_manifest_says_what_a_start_takes(quick, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(artifact, "_time_starts", artifacts.TIME_STARTS)
+    assert cli.run(export.main, arguments(tmp_path / "out", "--formats", "onnx")) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for name in ("detector.onnx", "model.safetensors"):
+        start = manifest["files"][name]["start"]
+        assert start["time"] == 64
+        assert start["load_s"] > 0 and start["first_inference_ms"] > 0 and start["peak_memory_mb"] > 30
+    assert "cores" in manifest["measured_on"]
+    assert f"{manifest['files']['detector.onnx']['start']['load_s']:.2f} s" in capsys.readouterr().out
 
 
 def test_one_format_alone(quick, tmp_path):
@@ -126,8 +141,11 @@ def test_artifact_is_replaced_whole(quick, tmp_path):
     [
         (["--formats", "torchscipt"], "did you mean 'torchscript'"),
         (["--formats", "onnx,pickle"], "valid: aoti, onnx, onnx_gpu, onnx_inlined, torchscript"),
-        (["--dtype", "float16"], "torchscript has no dtype float16: it is written in float32"),
-        (["--dtype", "float32,float8", "--formats", "onnx"], "no format of onnx has dtype float8"),
+        (["--dtype", "bfloat16"], "onnx has no dtype bfloat16: it is written in float32, float16"),
+        (["--dtype", "float32,bfloat16", "--formats", "onnx"], "no format of onnx has dtype bfloat16"),
+        (["--dtype", "float61"], "did you mean 'float16'"),
+        (["--device", "gpu"], "valid: cpu, cuda"),
+        pytest.param(["--device", "cuda"], "torch finds no GPU", marks=WITHOUT_GPU),
         (["--checkpoint", "nowhere"], "does not exist"),
     ],
 )
