@@ -10,7 +10,8 @@ shopt -s nullglob
 cd "$(dirname "$0")/.."
 PACKAGES=(filelock fsspec hypothesis jinja2 networkx numpy pytest setuptools sympy typing_extensions)
 # Without those that need Triton, ONNX or a GPU; of kernels for several instruction sets, the widest alone.
-TESTS=(tests/ops/test_library.py tests/ops/nms/test_*.py tests/ops/*/test_{op,reference,kernel,kernels,bidirectional}.py)
+TESTS=(tests/ops/test_library.py tests/ops/nms/test_*.py)
+TESTS+=(tests/ops/*/test_{op,reference,kernel,kernels,bidirectional,block,linear}.py)
 
 constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT

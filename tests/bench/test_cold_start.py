@@ -9,11 +9,17 @@ import pytest
 from rdfa.bench import cold_start
 from rdfa.bench.cold_start import Shape
 from rdfa.errors import RunError
+from tests.deploy.artifacts import narrow_artifact
 
 
 def test_a_process_that_fails_is_quoted(tmp_path):
     with pytest.raises(RunError, match=r"onnxruntime does not run in a new process: .*is no artifact"):
         cold_start.measure(tmp_path / "nowhere", "onnxruntime", "cpu", 1, [Shape(1, 32)])
+
+
+def test_a_file_of_another_precision_is_started():
+    (start,) = cold_start.measure(narrow_artifact(), "torchscript", "cpu", 1, [Shape(1, 32)], "bfloat16").values()
+    assert start.load_s > 0 and start.first_inference_ms > 0
 
 
 def test_peak_memory_grows_with_what_is_used():

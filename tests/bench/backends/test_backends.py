@@ -10,7 +10,7 @@ from ops import library
 from rdfa import runtime
 from rdfa.bench import backends
 from rdfa.errors import UsageError
-from tests.deploy.artifacts import tiny_artifact
+from tests.deploy.artifacts import narrow_artifact, tiny_artifact
 
 FEATURES = np.random.default_rng(0).standard_normal((2, 6, 38)).astype(np.float32)
 MASK = np.ones((2, 38), bool)
@@ -29,9 +29,12 @@ def test_all_that_the_runtime_knows_is_listed_and_reasons_name_the_remedy():
     assert on_gpu["cuda_graph"] is None
 
 
-def test_halves_are_for_detectors_of_torch():
+def test_halves_are_for_detectors_of_torch_and_for_files_that_hold_them():
     reasons = backends.availability(tiny_artifact(), dtype="bfloat16")
     assert reasons["eager"] is None and "bfloat16" in reasons["onnxruntime"]
+    reasons = backends.availability(narrow_artifact(), dtype="bfloat16")
+    assert reasons["eager"] is reasons["torchscript"] is None
+    assert backends.load(narrow_artifact(), "torchscript", dtype="bfloat16", threads=1).dtype == "bfloat16"
     half = backends.load(tiny_artifact(), "eager", dtype="bfloat16", threads=1).run(FEATURES, MASK)
     single = backends.load(tiny_artifact(), "eager", threads=1).run(FEATURES, MASK)
     assert half.cls_logits.dtype == np.float32
