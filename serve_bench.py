@@ -32,7 +32,7 @@ them, else the detector on the plain operators (against `eager` where one such c
     OUTPUT/loadgen/         LoadGen's own logs
 
 --compare prints what changed between two results by more than their noise, and exits 1 when a row became slower by more
-than --bound, became invalid, or is gone.
+than --bound, became invalid, or is skipped now.
 
 With --kernels, the selective scan and the causal convolution are measured forward and backward over the shapes of the
 detector that --gin_file and --gin_param describe (default: the published one), and OUTPUT gets kernels.csv,
@@ -196,7 +196,7 @@ def _compare(args: argparse.Namespace, console: Console) -> None:
     worse = compare.regressions(found, args.bound)
     if worse:
         names = ", ".join(sorted({str(change.key[0]) for change in worse}))
-        raise RunError(f"{len(worse)} rows are worse by more than {args.bound:.0%}, invalid or gone: {names}")
+        raise RunError(f"{len(worse)} rows are worse by more than {args.bound:.0%}, invalid or skipped now: {names}")
 
 
 def _kernels(args: argparse.Namespace, console: Console) -> None:

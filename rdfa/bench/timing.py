@@ -171,8 +171,8 @@ class Comparison:
     clock: str = "wall"
 
     def equal(self, spread: float) -> bool:
-        """True when the difference is inside the spread between equals, or its sign is not certain."""
-        return self.low <= 1.0 <= self.high or abs(self.ratio - 1.0) <= spread
+        """True unless the whole interval lies outside the spread between equals."""
+        return self.low <= 1.0 + spread and self.high >= 1.0 - spread
 
     @property
     def spread(self) -> float:
