@@ -3,6 +3,7 @@
     python serve_bench.py --artifact OUT --output OUT/bench
     python serve_bench.py --artifact OUT --scenarios all --output OUT/bench
     python serve_bench.py --artifact OUT --backends onnxruntime --batch 1,4 --time 2304 --threads 1 --output OUT/bench
+    python serve_bench.py --artifact OUT --url http://localhost:8080 --scenarios all --output OUT/bench
     python serve_bench.py --compare OLD NEW
     python serve_bench.py --kernels --output benchmarks/results
 
@@ -30,6 +31,10 @@ them, else the detector on the plain operators (against `eager` where one such c
     OUTPUT/*.png            its pictures
     OUTPUT/history.csv      a line per row, of every run into this folder
     OUTPUT/loadgen/         LoadGen's own logs
+
+With --url, a server of the Open Inference Protocol that serves the artifact, `python -m rdfa.serve` or Triton, takes
+the backends' place (with the extra 'client'). A request carries one video, or --batch; Server and Offline keep up to
+--connections under way. The environment in the results is the client's.
 
 --compare prints what changed between two results by more than their noise, and exits 1 when a row became slower by more
 than --bound, became invalid, or is skipped now.
@@ -121,6 +126,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="S",
         help="time budget per row (default 1; --kernels: 0.3 on a CPU, 0.03 on a GPU)",
     )
+    parser.add_argument("--url", metavar="URL", help="measure this server: http://HOST:PORT or grpc://HOST:PORT")
+    parser.add_argument("--model", metavar="NAME", help="its model (default: the detector)")
+    parser.add_argument("--connections", type=int, default=8, metavar="N", help="requests under way (default 8)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the results go")
     config.add_flags(parser)
     args = parser.parse_args(argv)
@@ -132,6 +140,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"--{name} {value}: give a positive number")
+    if args.url and (not args.artifact or args.backends or args.resident or args.dtype != ("float32",)):
+        raise UsageError("--url goes with --artifact, and without --backends, --resident and --dtype")
+    if args.connections < 1:
+        raise UsageError(f"--connections {args.connections}: give at least 1")
     if bool(args.annotations) != bool(args.features):
         raise UsageError("--annotations and --features go together: the mAP is measured on both")
     if args.seconds is not None and not 0 < args.seconds < float("inf"):
@@ -177,7 +189,13 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
         given=given,
     )
     with console.status("") as status:
-        machine, rows = artifact_command.run(request, _progress(console, status))
+        progress = _progress(console, status)
+        if args.url:
+            from rdfa.bench import remote_command
+
+            machine, rows = remote_command.run(request, args.url, args.model, args.connections, progress)
+        else:
+            machine, rows = artifact_command.run(request, progress)
     report.write(args.output, machine, rows)
     history.append(args.output / "history.csv", machine, rows)
     report.print_table(machine, rows, console)

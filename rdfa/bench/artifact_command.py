@@ -75,7 +75,7 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[dict[str, An
         dtypes=request.dtypes,
         resident=request.resident,
     )
-    loadgen = _loadgen(request)
+    loadgen = loadgen_request(request)
     with _pinned_to_cores(request.threads) as cores:
         machine = environment.describe(request.threads)
         oracle = reference.PlainDetector(request.artifact, request.threads, request.post, request.device)
@@ -107,7 +107,7 @@ def run(request: Request, progress: Callable[[str], None]) -> tuple[dict[str, An
     return machine, rows
 
 
-def _loadgen(request: Request) -> Any:
+def loadgen_request(request: Request) -> Any:
     """The request of the LoadGen scenarios, None when there are none.
 
     Raises:

@@ -36,11 +36,7 @@ class Detector(nn.Module):
         levels = settings.fpn_levels
         self.backbone = ResidualSharedBiMambaBackbone(settings)
         self.neck = NECKS[settings.detector.neck](settings.neck, levels)
-        self.generator = PointGenerator(
-            max_frames=int(settings.generator.max_seq_len * settings.generator.max_buffer_len_factor),
-            strides=[2 ** (self.start_level + level) for level in range(levels)],
-            regression_ranges=settings.generator.regression_range,
-        )
+        self.generator = build_generator(settings)
         self.cls_head = PtTransformerClsHead(settings.cls_head)
         self.reg_head = PtTransformerRegHead(settings.reg_head, levels)
 
@@ -59,7 +55,8 @@ class Detector(nn.Module):
             RunError: a wrong shape or dtype.
         """
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            self._check(features_BCT, mask_BT)
+            check_input(features_BCT, mask_BT, self.settings, next(self.parameters()).dtype)
+            self.level_lengths(features_BCT.shape[2])
         pyramid, masks = self.backbone(features_BCT.transpose(1, 2), mask_BT)
         masks = masks[self.start_level :]
         levels = self.neck(pyramid[self.start_level :], masks)
@@ -75,22 +72,29 @@ class Detector(nn.Module):
         """Points per pyramid level, finest first; their sum is P."""
         return self.generator.level_lengths(num_frames)
 
-    def _check(self, features_BCT: Tensor, mask_BT: Tensor) -> None:
-        channels = self.settings.embedding.input_c
-        shape = list(features_BCT.shape)
-        if len(shape) != 3 or shape[1] != channels:
-            raise RunError(
-                f"features have shape {shape}, expected [batch, {channels}, frames] (EmbeddingModule.input_c)"
-            )
-        dtype = next(self.parameters()).dtype
-        if features_BCT.dtype != dtype:
-            raise RunError(f"features are {features_BCT.dtype}, expected {dtype} as the weights: convert them")
-        if mask_BT.dtype != torch.bool or list(mask_BT.shape) != [shape[0], shape[2]]:
-            raise RunError(
-                f"the mask is {mask_BT.dtype} of shape {list(mask_BT.shape)}, expected torch.bool of shape "
-                f"{[shape[0], shape[2]]}"
-            )
-        self.level_lengths(shape[2])
+
+def check_input(features_BCT: Tensor, mask_BT: Tensor, settings: ModelSettings, dtype: torch.dtype) -> None:
+    """Raise RunError for features or a mask of a wrong shape or dtype."""
+    channels = settings.embedding.input_c
+    shape = list(features_BCT.shape)
+    if len(shape) != 3 or shape[1] != channels:
+        raise RunError(f"features have shape {shape}, expected [batch, {channels}, frames] (EmbeddingModule.input_c)")
+    if features_BCT.dtype != dtype:
+        raise RunError(f"features are {features_BCT.dtype}, expected {dtype} as the weights: convert them")
+    if mask_BT.dtype != torch.bool or list(mask_BT.shape) != [shape[0], shape[2]]:
+        raise RunError(
+            f"the mask is {mask_BT.dtype} of shape {list(mask_BT.shape)}, expected torch.bool of shape "
+            f"{[shape[0], shape[2]]}"
+        )
+
+
+def build_generator(settings: ModelSettings) -> PointGenerator:
+    """The points of a detector with these settings."""
+    return PointGenerator(
+        max_frames=int(settings.generator.max_seq_len * settings.generator.max_buffer_len_factor),
+        strides=[2 ** (settings.neck.start_level + level) for level in range(settings.fpn_levels)],
+        regression_ranges=settings.generator.regression_range,
+    )
 
 
 def build_detector(settings: ModelSettings) -> Detector:

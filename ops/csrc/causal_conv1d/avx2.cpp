@@ -3,4 +3,5 @@
 #define RDFA_ISA avx2
 #define RDFA_LANES 8
 #include "causal_conv1d/kernel.inl"
+#include "causal_conv1d/rows.inl"
 #endif

@@ -3,4 +3,5 @@
 #define RDFA_ISA avx512
 #define RDFA_LANES 16
 #include "causal_conv1d/kernel.inl"
+#include "causal_conv1d/rows.inl"
 #endif

@@ -99,7 +99,15 @@ static void forward_run(const ScanArgs& args, const Partition& part, int64_t b, 
     const Vec safe = scaled_decay(args, padded, run.channel(i), run.width(i), decay + i * block_floats);
     store(safe_step + i * LANES, safe);
   }
-  memset(states, 0, run.blocks * block_floats * sizeof(float));
+  for (int64_t i = 0; i < run.blocks; ++i) {
+    float* const h = states + i * block_floats;
+    if (args.first_state == nullptr) {
+      memset(h, 0, block_floats * sizeof(float));
+    } else {
+      const Matrix first = {const_cast<float*>(args.first_state), args.channels * args.states, args.states, 1, false};
+      load_states(first, b, args.states, padded, run.channel(i), run.width(i), h);
+    }
+  }
 
   const int64_t B_group = run.channel0 / (args.channels / args.B.groups);
   const int64_t C_group = run.channel0 / (args.channels / args.C.groups);

@@ -42,7 +42,8 @@ struct ScanArgs {
 
   // forward
   Matrix y;
-  float* last_state;   // [B, D, N]
+  const float* first_state;  // [B, D, N], or null: zero
+  float* last_state;         // [B, D, N]
   float* kept_states;  // [B, tiles, wide blocks, N, STATE_LANES]; the forward writes it unless null
 
   // backward

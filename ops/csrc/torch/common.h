@@ -51,6 +51,11 @@ inline bool is_float_or_bfloat16(const Tensor& t) {
   return t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16;
 }
 
+inline bool poisons_allocations() {
+  const char* poison = std::getenv("RDFA_POISON_ALLOCATIONS");
+  return poison != nullptr && std::strcmp(poison, "1") == 0;
+}
+
 // An uninitialised CPU tensor. RDFA_POISON_ALLOCATIONS=1 (tests) fills it with NaN (-1 in integers), so that an element
 // that a kernel forgets to write cannot pass for a right one.
 inline Tensor allocate(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides, ScalarType dtype) {
@@ -60,8 +65,7 @@ inline Tensor allocate(std::initializer_list<int64_t> sizes, std::initializer_li
                                                          strides.begin(), code, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
   Tensor t(handle);
-  const char* poison = std::getenv("RDFA_POISON_ALLOCATIONS");
-  if (poison != nullptr && std::strcmp(poison, "1") == 0 && t.numel() > 0) {
+  if (poisons_allocations() && t.numel() > 0) {
     std::memset(t.mutable_data_ptr(), 0xFF, static_cast<size_t>(t.numel()) * t.element_size());
   }
   return t;
@@ -88,6 +92,25 @@ inline bool is_channels_last(const Tensor& x_BDL) { return x_BDL.stride(1) < x_B
 
 inline Tensor allocate_bdl(int64_t B, int64_t D, int64_t L, bool channels_last, ScalarType dtype) {
   return channels_last ? allocate({B, D, L}, {L * D, 1, D}, dtype) : allocate({B, D, L}, {D * L, L, 1}, dtype);
+}
+
+// Rows of each of S sequences that count: int64 [S], at least 0.
+inline const int64_t* row_counts(const Tensor& lengths, int64_t S) {
+  check_shape("lengths", lengths, {S});
+  check_dtype("lengths", lengths, ScalarType::Long);
+  STD_TORCH_CHECK(lengths.is_contiguous(), "lengths must be contiguous");
+  const int64_t* p = static_cast<const int64_t*>(lengths.const_data_ptr());
+  for (int64_t s = 0; s < S; ++s) STD_TORCH_CHECK(p[s] >= 0, "lengths holds ", p[s], ": expected at least 0");
+  return p;
+}
+
+// Calls run(first, step) on each thread: it does tasks first, first + step, ... of `tasks`.
+template <typename Run>
+void in_turns(int64_t tasks, const Run& run) {
+  const int64_t threads = torch::stable::get_num_threads(), slots = tasks < threads ? tasks : threads;
+  torch::stable::parallel_for(0, slots, 1, [&](int64_t first, int64_t last) {
+    for (int64_t slot = first; slot < last; ++slot) run(slot, slots);
+  });
 }
 
 }  // namespace rdfa

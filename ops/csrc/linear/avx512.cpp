@@ -1,0 +1,9 @@
+// The products for one instruction set; see common/simd.h.
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define RDFA_ISA avx512
+#define RDFA_LANES 16
+#define RDFA_LINEAR_ROWS 12
+#define RDFA_LINEAR_VECTORS 2
+#include "linear/kernel.inl"
+#endif

@@ -1,0 +1,120 @@
+"""`linear`: a matrix product over rows of channels together with what precedes and follows it, for inference.
+
+Shape suffixes: S sequences, L rows of a sequence, K inputs, N outputs, W taps.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ops import library
+
+# As in csrc/linear/kernel.h: outputs of a panel, of the last one where half is enough, and the longest norm of x.
+PANEL, HALF_PANEL = 32, 16
+LONGEST_NORM = 512
+
+
+def pack(weight_NWK: Tensor) -> Tensor:
+    """Weights [N,W,K], float32 or bfloat16, in the order in which the C++ kernels read them, flat.
+
+    Panels of `PANEL` outputs follow each other, the last one of `HALF_PANEL` where that is enough, zeros beyond N. A
+    panel is [W,K,outputs]; in bfloat16 [W,K/2,outputs,2], a zero after an odd K.
+    """
+    outputs, _, inputs = weight_NWK.shape
+    pair = 2 if weight_NWK.dtype == torch.bfloat16 else 1
+    weight_NWK = F.pad(weight_NWK, (0, -inputs % pair, 0, 0, 0, -outputs % HALF_PANEL))
+    panels = []
+    for panel in weight_NWK.split(PANEL):
+        panels.append(panel.unflatten(2, (-1, pair)).permute(1, 2, 0, 3).flatten())
+    return torch.cat(panels)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    outputs: int,
+    taps: int = 1,
+    *,
+    in_norm: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    out_norm: Tensor | None = None,
+    relu: bool = False,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    keep: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """One pass over x [S,L,K], each part only where it is given:
+
+        y = keep (gate relu(out_norm(scale (sum_w weight_w in_norm(x_(l + w - W/2)) + bias))) + residual)
+
+    Args:
+        x: any strides; rows of adjacent channels are the fast case. Zero outside the sequence.
+        weight: what `pack` made of [N,W,K], for the C++ kernels; or [N,W,K] itself, which PyTorch's operators multiply,
+            in any dtype and on any device. In x's dtype.
+        outputs, taps: N, and the odd W.
+        in_norm, out_norm: [2,K] and [2,N], weight and bias of a layer norm (eps 1e-5); in_norm with one tap only.
+        bias: [N]. scale: [S,L]; what x holds in rows whose scale is 0 does not matter, and the C++ kernels pass most of
+            them over. gate: [S,N]. keep: [L]. residual: [S,L,N], in x's dtype.
+        lengths: int64 [S], how many rows of each sequence matter, None for all. The C++ kernels end there, and leave
+            the rows of y beyond as they were.
+
+    Returns:
+        y [S,L,N] in x's dtype, contiguous. Sums, norms and factors are float32 (float64 when x is float64), and do not
+        depend on the number of threads. There is no gradient.
+
+    Raises:
+        RuntimeError: a wrong shape or dtype, or packed weights without the native library.
+    """
+    if weight.dim() == 3:
+        return _composed(x, weight, in_norm, bias, scale, out_norm, relu, gate, residual, keep)
+    if not torch.jit.is_tracing():
+        library.require()
+    if in_norm is not None and in_norm.shape[1] > LONGEST_NORM:
+        x, in_norm = _norm(x.float(), in_norm).to(x.dtype), None
+    return torch.ops.rdfa.linear(
+        x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep, lengths
+    )  # fmt: skip
+
+
+def _composed(x, weight, in_norm, bias, scale, out_norm, relu, gate, residual, keep):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if in_norm is not None:
+        x = _norm(x.to(wide), in_norm.to(wide)).to(weight.dtype)
+    halo = weight.shape[1] // 2
+    if halo == 0:
+        y = F.linear(x, weight[:, 0])
+    else:
+        # In two dimensions, of height 1, because only then channels stay adjacent.
+        x_SK1L, weight_NK1W = x.transpose(1, 2).unsqueeze(2), weight.transpose(1, 2).unsqueeze(2)
+        y = F.conv2d(x_SK1L, weight_NK1W, padding=(0, halo)).squeeze(2).transpose(1, 2)
+    y = y.to(wide)
+    if bias is not None:
+        y = y + bias
+    if scale is not None:
+        y = torch.where(scale.unsqueeze(-1) == 0, 0.0, y * scale.unsqueeze(-1))
+    if out_norm is not None:
+        y = _norm(y, out_norm.to(wide))
+    if relu:
+        y = F.relu(y)
+    if gate is not None:
+        y = y * gate.unsqueeze(1)
+    if residual is not None:
+        y = y + residual
+    if keep is not None:
+        y = y * keep.unsqueeze(-1)
+    return y.to(x.dtype).contiguous()
+
+
+def _norm(x, weight_and_bias):
+    return F.layer_norm(x, x.shape[-1:], weight_and_bias[0], weight_and_bias[1], eps=1e-5)
+
+
+def _fake(x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep, lengths):
+    return x.new_empty(x.shape[0], x.shape[1], outputs)
+
+
+if library.loaded():
+    torch.library.register_fake("rdfa::linear", _fake)
+    library.refuse_gradients("linear", "it is for inference; use torch.nn.functional.linear")
