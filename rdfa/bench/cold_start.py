@@ -113,8 +113,8 @@ def _main(argv: list[str]) -> None:
 def _load(artifact: str, backend: str, device: str, threads: int | None, dtype: str):
     from rdfa.bench import exported
 
-    if backend in exported.availability(artifact) and dtype == "float32":
-        return exported.load(artifact, backend, device, threads)
+    if exported.availability(artifact, dtype).get(backend, "another") is None:
+        return exported.load(artifact, backend, device, threads, dtype)
     from rdfa.bench import backends  # which imports torch
 
     return backends.load(artifact, backend, device=device, dtype=dtype, threads=threads)

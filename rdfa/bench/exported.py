@@ -13,9 +13,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def availability(artifact: str | os.PathLike) -> dict[str, str | None]:
+def availability(artifact: str | os.PathLike, dtype: str = "float32") -> dict[str, str | None]:
     """For each row None if it can be measured here, else the reason in one line."""
-    reasons = runtime.availability(artifact)
+    reasons = runtime.availability(artifact, dtype)
     manifest = manifests.read(Path(artifact))
     for name, (backend, _, file_format) in VARIANTS.items():
         if backend in reasons:
@@ -25,7 +25,9 @@ def availability(artifact: str | os.PathLike) -> dict[str, str | None]:
     return reasons
 
 
-def load(artifact: str | os.PathLike, name: str, device: str, threads: int | None) -> runtime.Session:
+def load(
+    artifact: str | os.PathLike, name: str, device: str, threads: int | None, dtype: str = "float32"
+) -> runtime.Session:
     """Open a backend for the row `name`; raises what `rdfa.runtime.load` raises."""
     backend, options, _ = VARIANTS.get(name, (name, {}, ""))
-    return runtime.load(artifact, backend, device=device, threads=threads, **options)
+    return runtime.load(artifact, backend, device=device, threads=threads, dtype=dtype, **options)

@@ -18,7 +18,7 @@ MANIFEST = {"files": {"librdfa_ort.so": {"format": "onnx_library"}}}
     ],
 )
 def test_the_plain_run_is_there_where_there_is_another(reason, manifest, said, monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "availability", lambda artifact: {"onnxruntime": reason})
+    monkeypatch.setattr(runtime, "availability", lambda artifact, dtype: {"onnxruntime": reason})
     monkeypatch.setattr(manifests, "read", lambda artifact: manifest)
     found = exported.availability(tmp_path)["onnxruntime_plain"]
     assert found is None if said is None else found.startswith(said)
@@ -30,6 +30,6 @@ def test_the_plain_run_leaves_the_library_out(monkeypatch, tmp_path):
     exported.load(tmp_path, "onnxruntime_plain", "cpu", 1)
     exported.load(tmp_path, "onnxruntime", "cpu", 1)
     assert calls == [
-        ((tmp_path, "onnxruntime"), {"device": "cpu", "threads": 1, "native": False}),
-        ((tmp_path, "onnxruntime"), {"device": "cpu", "threads": 1}),
+        ((tmp_path, "onnxruntime"), {"device": "cpu", "threads": 1, "dtype": "float32", "native": False}),
+        ((tmp_path, "onnxruntime"), {"device": "cpu", "threads": 1, "dtype": "float32"}),
     ]

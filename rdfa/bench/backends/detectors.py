@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 
 from ops import library
 from rdfa import config
-from rdfa.bench.backends import cuda_graph, published
+from rdfa.bench.backends import published
 from rdfa.bench.backends.torch_backend import DTYPES, TorchBackend
 from rdfa.errors import UsageError
 from rdfa.modeling.backbone import BranchBlock, DualBiS6Block
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.runtime import manifest as manifests
+from rdfa.runtime.cuda_graph import GraphedDetector
+from rdfa.runtime.inference_form import inference_form
 
 
 def load_weights(artifact: Path, needed_for: str) -> Detector:
@@ -35,9 +37,7 @@ def load_weights(artifact: Path, needed_for: str) -> Detector:
 
 
 def converted(detector: Detector, device: str, dtype: str) -> Detector:
-    """A copy of it. On a GPU, float32 is float32 from now on: no product or convolution in TF32."""
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """A copy of it."""
     return copy.deepcopy(detector).to(device, DTYPES[dtype])
 
 
@@ -62,9 +62,14 @@ def eager_plain(detector: Detector, device: str, dtype: str, threads: int | None
     return TorchBackend(call, device, dtype, threads)
 
 
-def eager(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """The module on the operators of this project."""
+def unfolded(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
+    """The module as it is written, on the operators of this project."""
     return TorchBackend(detector, device, dtype, threads)
+
+
+def eager(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
+    """What `rdfa.runtime` makes of the module where it lies: folded, and on a GPU recorded as CUDA graphs."""
+    return TorchBackend(inference_form(detector), device, dtype, threads)
 
 
 def compiled(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
@@ -94,8 +99,8 @@ def _branch_pass(compiled: Callable) -> Callable:
 
 
 def graph(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """The eager module as a CUDA graph for each shape."""
-    return TorchBackend(cuda_graph.replaying(detector), device, dtype, threads)
+    """The module as it is written, as a CUDA graph for each shape."""
+    return TorchBackend(GraphedDetector(detector), device, dtype, threads)
 
 
 def reference(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:

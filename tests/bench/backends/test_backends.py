@@ -29,7 +29,7 @@ def test_all_that_the_runtime_knows_is_listed_and_reasons_name_the_remedy():
     assert on_gpu["cuda_graph"] is None
 
 
-def test_halves_are_for_detectors_of_torch():
+def test_halves_of_detectors_of_torch_need_no_file():
     reasons = backends.availability(tiny_artifact(), dtype="bfloat16")
     assert reasons["eager"] is None and "bfloat16" in reasons["onnxruntime"]
     half = backends.load(tiny_artifact(), "eager", dtype="bfloat16", threads=1).run(FEATURES, MASK)
