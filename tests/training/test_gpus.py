@@ -58,8 +58,11 @@ def test_half_precision_trains_resumes_and_is_evaluated(dataset, tmp_path, preci
     assert found[0] == found[-1]
 
 
-def loss_curve(folder, device, steps=100):
-    """Losses of the demo's first steps, without drop path, whose random numbers depend on the device."""
+def loss_curve(folder, device, steps=100, change=0.0):
+    """Losses of the demo's first steps, without drop path, whose random numbers depend on the device.
+
+    `change`: how much the first weights are off, relatively.
+    """
     torch.backends.cudnn.allow_tf32 = False
     settings = (
         f"Dataset.annotation_file = '{folder / 'data' / 'annotations.json'}'",
@@ -68,7 +71,13 @@ def loss_curve(folder, device, steps=100):
         "BranchModule.drop_path_rate = 0.0",
         f"Training.device = '{device}'",
     )
-    trainer = Trainer(load([str(Path(__file__).parents[2] / "gin" / "demo.gin")], settings), folder / device)
+    run_dir = folder / f"{device}_{change}"
+    trainer = Trainer(load([str(Path(__file__).parents[2] / "gin" / "demo.gin")], settings), run_dir)
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
+            parameter.mul_(1 + change * noise)
     losses, epoch = [], 0
     while len(losses) < steps:
         epoch += 1
@@ -78,8 +87,17 @@ def loss_curve(folder, device, steps=100):
 
 
 def test_the_loss_follows_that_of_a_cpu(tmp_path):
-    """The kernels of the two devices have nothing in common but what they compute."""
+    """The kernels of the two devices have nothing in common but what they compute.
+
+    Training makes much of little: after some thirty steps a CPU's own curve shows a change of the first weights in
+    their last digit, by percents at the end. Until then the curves are compared; after that the change says how far.
+    """
     write_dataset(tmp_path / "data")
     on_gpu, on_cpu = (loss_curve(tmp_path, device) for device in ("cuda", "cpu"))
-    assert on_cpu[-1] < 0.7 * on_cpu[0]
-    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=0)
+    of_a_digit = (loss_curve(tmp_path, "cpu", change=1e-7) / on_cpu - 1).abs().cummax(0).values
+    difference = (on_gpu / on_cpu - 1).abs()
+    alike = of_a_digit < 1e-5
+    assert alike.sum() >= 20
+    assert difference[alike].max() < 1e-3
+    assert (difference < 1e-3 + 10 * of_a_digit).all()
+    assert on_cpu[-10:].mean() < 0.5 * on_cpu[:10].mean() and on_gpu[-10:].mean() < 0.5 * on_gpu[:10].mean()

@@ -58,7 +58,7 @@ def load(
     if reasons[backend] is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact)}: {reasons[backend]}")
     builder: Callable | None = _BUILDERS.get(backend)
-    # On a CPU `eager` is what rdfa.runtime serves, however that makes the detector faster.
+    # On a CPU `eager` is what rdfa.runtime serves.
     if builder is None or (backend, device, dtype) == (EAGER, "cpu", "float32"):
         return exported.load(artifact, backend, device, threads, dtype)
     detector = detectors.converted(detectors.load_weights(Path(artifact), f"backend {backend}"), device, dtype)

@@ -16,8 +16,7 @@ from rdfa.errors import UsageError
 from rdfa.modeling.backbone import BranchBlock, DualBiS6Block
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.runtime import manifest as manifests
-from rdfa.runtime.cuda_graph import GraphedDetector
-from rdfa.runtime.inference_form import inference_form
+from rdfa.runtime.inference_form import folded, inference_form
 
 
 def load_weights(artifact: Path, needed_for: str) -> Detector:
@@ -68,8 +67,8 @@ def unfolded(detector: Detector, device: str, dtype: str, threads: int | None) -
 
 
 def eager(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """What `rdfa.runtime` makes of the module where it lies: folded, and on a GPU recorded as CUDA graphs."""
-    return TorchBackend(inference_form(detector), device, dtype, threads)
+    """The detector folded for inference, launch by launch."""
+    return TorchBackend(folded(detector), device, dtype, threads)
 
 
 def compiled(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
@@ -99,8 +98,8 @@ def _branch_pass(compiled: Callable) -> Callable:
 
 
 def graph(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """The module as it is written, as a CUDA graph for each shape."""
-    return TorchBackend(GraphedDetector(detector), device, dtype, threads)
+    """The folded detector as a CUDA graph for each shape."""
+    return TorchBackend(inference_form(detector), device, dtype, threads)
 
 
 def reference(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
