@@ -37,7 +37,7 @@ the backends' place (with the extra 'client'). A request carries one video, or -
 --connections under way. The environment in the results is the client's.
 
 --compare prints what changed between two results by more than their noise, and exits 1 when a row became slower by more
-than --bound, became invalid, or is gone.
+than --bound, became invalid, or is skipped now.
 
 With --kernels, the selective scan and the causal convolution are measured forward and backward over the shapes of the
 detector that --gin_file and --gin_param describe (default: the published one), and OUTPUT gets kernels.csv,
@@ -214,7 +214,7 @@ def _compare(args: argparse.Namespace, console: Console) -> None:
     worse = compare.regressions(found, args.bound)
     if worse:
         names = ", ".join(sorted({str(change.key[0]) for change in worse}))
-        raise RunError(f"{len(worse)} rows are worse by more than {args.bound:.0%}, invalid or gone: {names}")
+        raise RunError(f"{len(worse)} rows are worse by more than {args.bound:.0%}, invalid or skipped now: {names}")
 
 
 def _kernels(args: argparse.Namespace, console: Console) -> None:

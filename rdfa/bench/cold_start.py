@@ -113,7 +113,7 @@ def _main(argv: list[str]) -> None:
 def _load(artifact: str, backend: str, device: str, threads: int | None, dtype: str):
     from rdfa.bench import exported
 
-    if backend in exported.availability(artifact) and (backend != "eager" or dtype == "float32"):
+    if exported.availability(artifact, dtype).get(backend, "another") is None:
         return exported.load(artifact, backend, device, threads, dtype)
     from rdfa.bench import backends  # which imports torch
 

@@ -24,7 +24,7 @@ class Change:
     """Of one row. `factor` is new over old, of its latency or of the inverse of its throughput: above 1 is slower."""
 
     key: tuple
-    kind: str  # slower, faster, equal, gone, new, broken, repaired
+    kind: str  # slower, faster, equal, broken, repaired, gone (skipped now), new, not measured (neither row nor reason)
     factor: float | None = None
     note: str = ""
 
@@ -44,15 +44,21 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
-    """All rows of both, in the order of the new result; skipped rows are as if they were not there."""
+    """All rows of both, in the order of the new result; rows that were skipped in both are left out."""
     before, after = ({_key(row): row for row in result["rows"] if _present(row)} for result in (old, new))
-    noise = _spread(old) + _spread(new) + BETWEEN_RUNS
-    found = [_change(key, before.get(key), row, noise) for key, row in after.items()]
-    return found + [Change(key, "gone") for key in before if key not in after]
+    spreads = _spread(old), _spread(new)
+    found = [_change(key, before.get(key), row, spreads) for key, row in after.items()]
+    skipped = {_key(row): row["verdict"] for row in new["rows"] if not _present(row)}
+    for key in before:
+        if key in skipped:
+            found.append(Change(key, "gone", note=skipped[key]))
+        elif key not in after:
+            found.append(Change(key, "not measured"))
+    return found
 
 
 def regressions(found: Sequence[Change], bound: float) -> list[Change]:
-    """What is slower by more than `bound` (0.05: 5 %), has become invalid, or is gone."""
+    """What is slower by more than `bound` (0.05: 5 %), has become invalid, or is skipped now."""
     return [c for c in found if c.kind in ("broken", "gone") or (c.kind == "slower" and c.factor > 1 + bound)]
 
 
@@ -71,14 +77,10 @@ def print_changes(old: dict[str, Any], new: dict[str, Any], found: Sequence[Chan
         table.add_row(*map(str, change.key[:6]), change.kind, factor, change.note)
     if shown:
         console.print(table)
-    equal = len(found) - len(shown)
-    noise = _spread(old) + _spread(new) + BETWEEN_RUNS
-    console.print(
-        f"{equal} of {len(found)} rows did not change by more than the noise of {noise:.1%}.", highlight=False
-    )
+    console.print(f"{len(found) - len(shown)} of {len(found)} rows did not change beyond noise.", highlight=False)
 
 
-def _change(key: tuple, old: dict[str, Any] | None, new: dict[str, Any], noise: float) -> Change:
+def _change(key: tuple, old: dict[str, Any] | None, new: dict[str, Any], spreads: tuple) -> Change:
     if old is None:
         return Change(key, "new")
     valid = old["verdict"] == "valid", new["verdict"] == "valid"
@@ -87,10 +89,13 @@ def _change(key: tuple, old: dict[str, Any] | None, new: dict[str, Any], noise: 
     if valid == (False, True):
         return Change(key, "repaired")
     costs = [_cost(row) for row in (old, new)]
-    if None in costs:
-        return Change(key, "equal")
+    if None in costs:  # a Server row whose bound no rate keeps
+        kinds = {(True, False): "repaired", (False, True): "broken"}
+        return Change(key, kinds.get(tuple(cost is None for cost in costs), "equal"), note="no rate keeps the bound")
     factor = costs[1] / costs[0]
-    if abs(factor - 1) <= noise:
+    # LoadGen's rows have no twins; the worst of the others stand in.
+    own = [s if row.get("aa_spread") is None else row["aa_spread"] for row, s in zip((old, new), spreads)]
+    if abs(factor - 1) <= sum(own) + BETWEEN_RUNS:
         return Change(key, "equal", factor)
     results = [(row.get("loadgen") or {}).get("result") for row in (old, new)]
     note = f"LoadGen: {results[0]}, now {results[1]}" if results[0] != results[1] else ""

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,20 +18,19 @@ MB = 2**20
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The driver's energy counter moves on ten times a second: long enough for it to be right to a few percent.
 ENERGY_S = 1.0
-# Formats by the beginning of a backend's name; a detector of torch is made from the weights.
-FILES = {"torchscript": "torchscript", "aoti": "aoti", "onnx": "onnx", "openvino": "onnx_inlined"}
+# Formats by backend and device; a detector of torch is made from the weights in float32.
+FILES = {"torchscript": "torchscript", "aoti": "aoti", "openvino": "onnx_inlined"}
+ONNX = {"cpu": "onnx", "cuda": "onnx_gpu"}
 
 
 def fill(rows: Sequence[Row], sweep: Sweep, opened: Sequence[Candidate], peaks: dict[str, Any]) -> None:
     """Complete the columns of the sweep's rows; file sizes of all rows."""
-    sizes = _file_sizes(sweep.artifact)
+    manifest = manifests.read(sweep.artifact)
     model = detectors.load_weights(sweep.artifact, "counting operations").to(sweep.device)
     parameters, classes = sum(p.numel() for p in model.parameters()), model.settings.cls_head.num_classes
     operations: dict[Shape, int | None] = {}
     for row in rows:
-        row.model_mb = sizes.get(
-            next((f for start, f in FILES.items() if row.backend.startswith(start)), "safetensors")
-        )
+        row.model_mb = _file_mb(row, manifest)
         if row.scenario != detector.SCENARIO or not row.valid:
             continue
         shape = Shape(row.batch, row.time)
@@ -55,11 +53,11 @@ def _operations(model: torch.nn.Module, shape: Shape, sweep: Sweep) -> int | Non
     return flops.count(lambda: model(features, mask))
 
 
-def _file_sizes(artifact: Path) -> dict[str, float]:
-    files = manifests.read(artifact)["files"].values()
-    # An ONNX file may be there in float16 too; the rows run the other.
-    whole = [entry for entry in files if entry.get("dtype", "float32") == "float32"]
-    return {entry["format"]: round(entry["size"] / MB, 3) for entry in whole}
+def _file_mb(row: Row, manifest: dict[str, Any]) -> float | None:
+    file_format = ONNX.get(row.device) if row.backend.startswith("onnxruntime") else FILES.get(row.backend)
+    dtype = row.dtype if file_format else "float32"
+    name = manifests.find(manifest, file_format or "safetensors", dtype)
+    return round(manifest["files"][name]["size"] / MB, 3) if name else None
 
 
 def _energy(rows: Sequence[Row], sweep: Sweep, opened: Sequence[Candidate], nvml: Nvml) -> None:

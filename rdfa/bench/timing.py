@@ -53,9 +53,10 @@ class Samples:
         """Whether CPU time is what a call takes: see the head of this file."""
         return len(self.cpu_blocks) == len(self.blocks) > 0 and self.waits == 0
 
-    def medians(self, by_cpu: bool) -> list[float]:
-        """Median of each round: what two variants are compared by."""
-        return [statistics.median(block) for block in (self.cpu_blocks if by_cpu else self.blocks)]
+    def rounds(self, by_cpu: bool) -> list[float]:
+        """A figure for each round, what two variants are compared by: the median of its wall-clock times, or the least
+        of its CPU times, to which interruptions can only add (what was in the cache has to be fetched again)."""
+        return list(map(min, self.cpu_blocks)) if by_cpu else list(map(statistics.median, self.blocks))
 
 
 def measure(
@@ -171,8 +172,8 @@ class Comparison:
     clock: str = "wall"
 
     def equal(self, spread: float) -> bool:
-        """True when the difference is inside the spread between equals, or its sign is not certain."""
-        return self.low <= 1.0 <= self.high or abs(self.ratio - 1.0) <= spread
+        """True unless the whole interval lies outside the spread between equals."""
+        return self.low <= 1.0 + spread and self.high >= 1.0 - spread
 
     @property
     def spread(self) -> float:
@@ -181,13 +182,13 @@ class Comparison:
 
 
 def compare(base: Samples, other: Samples) -> Comparison:
-    """Median over the rounds of the ratio of round medians, with its distribution-free interval of at least 99.5 %.
+    """Median over the rounds of the ratio of their figures, with its distribution-free interval of at least 99.5 %.
 
     Both variants of a round ran next to each other, so what disturbed one disturbed the other. With fewer than nine
     rounds no such interval exists, and the extremes stand in for it.
     """
     by_cpu = base.undisturbed and other.undisturbed
-    ratios = sorted(b / a for a, b in zip(base.medians(by_cpu), other.medians(by_cpu)))
+    ratios = sorted(b / a for a, b in zip(base.rounds(by_cpu), other.rounds(by_cpu)))
     n = len(ratios)
     # The median lies outside [ratios[k], ratios[n-1-k]] with probability 2 * P(Binomial(n, 1/2) <= k).
     k, tail = 0, 2 / 2**n

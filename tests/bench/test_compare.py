@@ -43,6 +43,12 @@ def test_a_noisy_run_hides_more():
     assert change.kind == "equal"
 
 
+def test_the_noise_of_another_row_hides_nothing():
+    noisy = row("plain", aa_spread=0.4)
+    found = {change.key[0]: change.kind for change in compare.changes(result(row(), noisy), result(slowed(1.1), noisy))}
+    assert found == {"eager": "slower", "plain": "equal"}
+
+
 def test_server_and_offline_are_compared_by_throughput():
     loadgen = {"result": "VALID"}
     old = result(row(scenario="Offline", loadgen=loadgen, latency_ms=None))
@@ -51,15 +57,17 @@ def test_server_and_offline_are_compared_by_throughput():
     (change,) = compare.changes(old, new)
     assert (change.kind, change.factor, change.note) == ("slower", pytest.approx(1.25), "LoadGen: VALID, now INVALID")
     new["rows"][0]["throughput_videos_per_s"] = 0.0
-    assert compare.changes(old, new)[0].kind == "equal"  # nothing to compare
+    assert compare.changes(old, new)[0].kind == "broken"
+    assert compare.changes(new, old)[0].kind == "repaired"
+    assert compare.changes(new, new)[0].kind == "equal"
 
 
 def test_rows_that_come_go_break_and_heal():
-    old = result(row("a"), row("b"), row("c", verdict="invalid: x"), row("d", verdict="skipped: y"))
-    new = result(row("b", verdict="invalid: z"), row("c"), row("d"))
+    old = result(row("a"), row("b"), row("c", verdict="invalid: x"), row("d", verdict="skipped: y"), row("e"))
+    new = result(row("a", verdict="skipped: w"), row("b", verdict="invalid: z"), row("c"), row("d"))
     found = {change.key[0]: change for change in compare.changes(old, new)}
     kinds = {name: change.kind for name, change in found.items()}
-    assert kinds == {"a": "gone", "b": "broken", "c": "repaired", "d": "new"}
+    assert kinds == {"a": "gone", "b": "broken", "c": "repaired", "d": "new", "e": "not measured"}
     assert found["b"].note == "invalid: z"
     assert {change.key[0] for change in compare.regressions(list(found.values()), 0.05)} == {"a", "b"}
 

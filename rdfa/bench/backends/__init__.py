@@ -19,23 +19,25 @@ from rdfa.bench.backends.torch_backend import DTYPES
 from rdfa.errors import UsageError
 from rdfa.settings import nearest
 
-PLAIN, EAGER, PUBLISHED, COMPILED, GRAPH = "eager_plain", "eager", "published", "torch_compile", "cuda_graph"
+PLAIN, PUBLISHED, UNFOLDED, EAGER = "eager_plain", "published", "eager_unfolded", "eager"
+COMPILED, GRAPH = "torch_compile", "cuda_graph"
 
 _BUILDERS = {
     PLAIN: detectors.eager_plain,
     PUBLISHED: detectors.reference,
-    EAGER: detectors.eager,
+    UNFOLDED: detectors.unfolded,
     COMPILED: detectors.compiled,
     GRAPH: detectors.graph,
+    EAGER: detectors.eager,
 }
 
 
 def availability(artifact: str | os.PathLike, device: str = "cpu", dtype: str = "float32") -> dict[str, str | None]:
     """For each backend None if it can run this artifact here, else the reason in one line."""
+    # Detectors of torch are made from the weights in float32, whatever they compute in.
     weights = exported.availability(artifact).get(EAGER)
     reasons: dict[str, str | None] = {name: weights or _missing(name, device) for name in _BUILDERS}
-    files = exported.availability(artifact, dtype)
-    return reasons | {name: reason for name, reason in files.items() if name not in reasons}
+    return reasons | {name: why for name, why in exported.availability(artifact, dtype).items() if name not in reasons}
 
 
 def load(
@@ -56,7 +58,7 @@ def load(
     if reasons[backend] is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact)}: {reasons[backend]}")
     builder: Callable | None = _BUILDERS.get(backend)
-    # On a CPU `eager` is what rdfa.runtime serves, however that makes the detector faster.
+    # On a CPU `eager` is what rdfa.runtime serves.
     if builder is None or (backend, device, dtype) == (EAGER, "cpu", "float32"):
         return exported.load(artifact, backend, device, threads, dtype)
     detector = detectors.converted(detectors.load_weights(Path(artifact), f"backend {backend}"), device, dtype)

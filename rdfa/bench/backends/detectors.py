@@ -36,9 +36,7 @@ def load_weights(artifact: Path, needed_for: str) -> Detector:
 
 
 def converted(detector: Detector, device: str, dtype: str) -> Detector:
-    """A copy of it. On a GPU, float32 is float32 from now on: no product or convolution in TF32."""
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """A copy of it."""
     return copy.deepcopy(detector).to(device, DTYPES[dtype])
 
 
@@ -61,6 +59,11 @@ def eager_plain(detector: Detector, device: str, dtype: str, threads: int | None
             return detector(features, mask)
 
     return TorchBackend(call, device, dtype, threads)
+
+
+def unfolded(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
+    """The module as it is written, on the operators of this project."""
+    return TorchBackend(detector, device, dtype, threads)
 
 
 def eager(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rdfa.runtime.session import Outputs
+from rdfa.runtime.torch_device import full_precision
 from rdfa.runtime.torch_threads import pinned
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -29,7 +30,7 @@ class TorchBackend:
 
     def run(self, features_BCT: np.ndarray, mask_BT: np.ndarray) -> Outputs:
         """Copies to the device and back are part of it; floating-point outputs are float32, or float64."""
-        with pinned(self._threads), torch.inference_mode():
+        with pinned(self._threads), full_precision(self._place), torch.inference_mode():
             outputs = self._call(*self._inputs(features_BCT, mask_BT))
             self.device = outputs[0].device.type
             wide = (o if o.dtype in (torch.bool, torch.float64) else o.float() for o in outputs)
@@ -41,7 +42,7 @@ class TorchBackend:
             inputs = self._inputs(features_BCT, mask_BT)
 
         def call() -> None:
-            with pinned(self._threads), torch.inference_mode():
+            with pinned(self._threads), full_precision(self._place), torch.inference_mode():
                 self._call(*inputs)
                 if self._place == "cuda":
                     torch.cuda.synchronize()

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("name", ["eager", "cuda_graph", "torch_compile", "published"])
+@pytest.mark.parametrize("name", ["eager", "eager_unfolded", "cuda_graph", "torch_compile", "published"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.2)])
 def test_outputs_at_changing_shapes(name, dtype, tolerance):
     reason = backends.availability(tiny_artifact(), "cuda", dtype)[name]
