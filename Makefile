@@ -1,19 +1,21 @@
-# make demo | test | lint | bench | test-gpu | bench-gpu: each sets up .venv first, from nothing but Python 3.11+, make and a C++ compiler.
+# make demo | test | lint | bench | aot | test-gpu | bench-gpu: each sets up .venv first, from nothing but Python 3.11+, make and a C++ compiler.
 #
 # PYTHON=python3.12      another interpreter
 # PIP_FLAGS=...          flags for pip, for example: --index-url https://download.pytorch.org/whl/cpu
+# ORT_HEADERS=DIR        ONNX Runtime's headers, to build its operator library too (default: Debian's, where installed)
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+ORT_HEADERS ?= $(wildcard /usr/include/onnxruntime)
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 DEMO ?= demo
 
-.PHONY: setup demo test lint bench test-gpu bench-gpu clean
+.PHONY: setup demo test lint bench aot test-gpu bench-gpu clean
 
 setup: $(VENV)/installed
-	@$(RUN) -m ops.build
+	@$(RUN) -m ops.build $(if $(ORT_HEADERS),--onnxruntime_headers $(ORT_HEADERS))
 
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,7 +34,7 @@ demo: setup
 	$(RUN) -m rdfa.evaluate --ground_truth $(DEMO)/data/annotations.json --predictions $(DEMO)/detections.json \
 	    --subset Test --tiou 0.3:0.7:5 --output $(DEMO)/metrics.json --timeline $(DEMO)/timeline.png \
 	    --report $(DEMO)/report --run_dir $(DEMO)/run
-	$(RUN) serve_bench.py --artifact $(DEMO)/artifact --output $(DEMO)/bench
+	$(RUN) serve_bench.py --artifact $(DEMO)/artifact --backends eager,torchscript,onnxruntime --output $(DEMO)/bench
 
 test: setup
 	$(RUN) -m pytest -q tests
@@ -44,11 +46,17 @@ lint: setup
 bench: setup
 	$(RUN) serve_bench.py --kernels --device cpu --output benchmarks/results/cpu
 
+# GPU kernels for machines without Triton, beside the library; needs no GPU.
+aot: setup
+	$(RUN) -m ops.aot
+
+# With Triton's kernels, then with those of `make aot`, where it was run.
 test-gpu: setup
 	$(RUN) -m pytest -q -m gpu tests
+	RDFA_GPU_KERNELS=aot $(RUN) -m pytest -q -m gpu tests/ops
 
 bench-gpu: setup
 	$(RUN) serve_bench.py --kernels --device cuda --output benchmarks/results/gpu
 
 clean:
-	rm -rf $(VENV) $(DEMO) build ops/*.so
+	rm -rf $(VENV) $(DEMO) build ops/*.so ops/*.cubins

@@ -6,17 +6,25 @@
 
 writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), model.safetensors, and of the formats
 
-    torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed
-    onnx          detector.onnx                          ONNX Runtime, no library needed
+    torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed (GPU: python -m ops.aot first)
+    onnx          detector.onnx, and librdfa_ort.so      ONNX Runtime on CPUs, several times as fast with the library
+    onnx_gpu      detector.gpu.onnx                      ONNX Runtime on GPUs: no control flow
+    onnx_inlined  detector.inlined.onnx                  OpenVINO, and whatever else knows no functions of a model
     aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
 
-aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two.
+aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two. librdfa_ort.so is added
+where it was built (python -m ops.build --onnxruntime_headers DIR).
+
+With --dtype float32,float16,bfloat16 each file is written in float16 too, torchscript and aoti in bfloat16 as well
+(detector.float16.onnx, detector.ts.bfloat16.pt, ...): half the size, for GPUs; inputs and outputs stay float32.
+--device cuda, on a machine with a GPU, compiles aoti for that kind of GPU instead of for CPUs.
 
 --triton_repository DIR writes the same files once more, as Triton Inference Server wants them, with a README of the
 command that starts it; it needs tritonclient (pip install 'rdfa-s6[triton_server]').
 
 The averaged (EMA) weights of the best checkpoint are exported unless --checkpoint names another. A file that differs
-from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written.
+from the detector at any of three sizes that were not traced ends the export with code 1, and nothing is written. The
+manifest says of each file how long loading and the first video take in a new process.
 """
 
 import sys
@@ -39,7 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--triton_repository", metavar="DIR", help="model repository for Triton Inference Server, made from OUT"
     )
-    parser.add_argument("--dtype", default="float32", help="number format of the files (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", help="comma-separated: float32,float16,bfloat16 (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="where aoti files will run: cpu or cuda (default: %(default)s)")
     args = parser.parse_args(argv)
     # After the flags are known to be good: this imports torch.
     from rdfa import deploy
@@ -47,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.triton_repository:
         triton_repository.check(args.triton_repository)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)  # room for the table, wherever it goes
     with console.status("reading the run") as status:
 
         def report(step: str) -> None:
@@ -55,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
             if not console.is_terminal:
                 console.print(step)
 
-        formats = [name.strip() for name in args.formats.split(",")]
-        manifest = deploy.export(args.run_dir, args.output, args.checkpoint, formats, args.dtype, report)
+        formats, dtypes = ([word.strip() for word in flag.split(",")] for flag in (args.formats, args.dtype))
+        manifest = deploy.export(args.run_dir, args.output, args.checkpoint, formats, dtypes, report, args.device)
     console.print(_table(manifest))
     console.print(f"written to {args.output}", highlight=False)
     if args.triton_repository:
@@ -66,14 +77,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _table(manifest: dict) -> Table:
     table = Table(title="largest difference from the detector in float64, at (batch, time)", box=None, padding=(0, 1))
-    for heading in ("format", "file", "size"):
-        table.add_column(heading, justify="right" if heading == "size" else "left")
+    for heading in ("file", "size", "load", "first"):
+        table.add_column(heading, justify="left" if heading == "file" else "right", no_wrap=True)
     checked = [entry for entry in manifest["files"].values() if "parity" in entry]
     for row in checked[0]["parity"]:
-        table.add_column(f"({row['batch']}, {row['time']})", justify="right")
+        table.add_column(f"({row['batch']}, {row['time']})", justify="right", no_wrap=True)
     for name, entry in manifest["files"].items():
         cells = [f"{row['max_abs']:.1e} ✓" for row in entry.get("parity", [])]
-        table.add_row(entry["format"], name, f"{entry['size'] / 1e6:.1f} MB", *cells)
+        start = entry.get("start")
+        times = [f"{start['load_s']:.2f} s", f"{start['first_inference_ms']:.0f} ms"] if start else ["", ""]
+        table.add_row(name, f"{entry['size'] / 1e6:.1f} MB", *times, *cells)
     return table
 
 

@@ -3,13 +3,19 @@
     python -m ops.build             # only what changed
     python -m ops.build --force     # everything
     CXX=g++-13 python -m ops.build
+    python -m ops.build --onnxruntime_headers /usr/include/onnxruntime
 
 The library is written against torch's stable ABI (no Python headers, linked with libtorch_cpu only), so that one build
 serves every Python and every torch from 2.11 on. Needs GCC 11 or newer and the headers of the installed torch. This
 file imports neither torch nor the rest of the package: the build hook of ``setup.py`` runs it by its path.
+
+With the folder of ONNX Runtime's header it also makes ``ops/librdfa_ort.so``, the same kernels as an operator library
+for ONNX Runtime. No Python package brings that header; Debian's ``libonnxruntime-dev`` and the archives of ONNX
+Runtime's releases do. Whatever its version, from 1.21 on, the library serves ONNX Runtime 1.21 and newer.
 """
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -18,13 +24,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = HERE / "librdfa_ops.so"
+ORT_LIBRARY = HERE / "librdfa_ort.so"
 SOURCES = HERE / "csrc"
 OBJECTS = HERE / "objects"
+# Folders of SOURCES: what is compiled for ONNX Runtime alone, and the kernels that it shares.
+ORT_BINDING, ORT_KERNELS = "onnxruntime", "selective_scan"
+ORT_HEADER = "onnxruntime_c_api.h"
 
 MINIMUM_TORCH = (2, 11)
 # No -ffast-math: linked into a shared object it would switch the whole host process to flush-to-zero.
@@ -51,26 +62,61 @@ def build(force: bool = False) -> Path:
     Objects newer than their source and every header it includes are kept, unless `force`. Safe to run from several
     processes at once. Raises `BuildError` when there is no compiler or no torch, or when compiling fails.
     """
-    compiler, torch_dir = _find_compiler(), _find_torch()
-    command = [*compiler, *COMPILE_FLAGS, f"-I{SOURCES}", f"-isystem{torch_dir / 'include'}"]
-    sources = sorted(SOURCES.rglob("*.cpp"))
-    OBJECTS.mkdir(exist_ok=True)
-    (OBJECTS / ".gitignore").write_text("*\n")
-    with open(OBJECTS / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    compiler, torch_dir, command = _toolchain()
+    sources = [source for source in sorted(SOURCES.rglob("*.cpp")) if source.parent.name != ORT_BINDING]
+    with _lock():
         # Objects of another compiler, torch or set of flags live under another name.
         folder = OBJECTS / _fingerprint(command)
         for other in OBJECTS.iterdir():
             if other.is_dir() and (force or other != folder):
                 shutil.rmtree(other)
         folder.mkdir(exist_ok=True)
-        objects = [folder / f"{'.'.join(source.relative_to(SOURCES).parts)}.o" for source in sources]
+        objects = [_object(folder, source) for source in sources]
         stale = [(s, o) for s, o in zip(sources, objects) if not _up_to_date(o)]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(lambda pair: _compile(command, *pair), stale))
         if stale or not LIBRARY.exists() or LIBRARY.stat().st_mtime < max(o.stat().st_mtime for o in objects):
-            _link(compiler, objects, torch_dir)
+            _link(compiler, objects, LIBRARY, "-L" + str(torch_dir / "lib"), "-ltorch_cpu", "-ldl")
     return LIBRARY
+
+
+def build_for_onnxruntime(headers: Path) -> Path:
+    """Make ``ops/librdfa_ort.so`` of the objects that `build` keeps up to date, and return its path.
+
+    Raises `BuildError` as `build` does, and when `headers` does not hold ONNX Runtime's headers.
+    """
+    if not (headers / ORT_HEADER).is_file():
+        raise BuildError(f"{headers} has no {ORT_HEADER}: name the folder that holds it (Debian: libonnxruntime-dev)")
+    build()
+    compiler, _, command = _toolchain()
+    with _lock():
+        folder = OBJECTS / _fingerprint(command)
+        objects = [_object(folder, source) for source in sorted((SOURCES / ORT_KERNELS).glob("*.cpp"))]
+        # The binding is compiled every time: nothing says whether the last one saw the same headers.
+        for source in sorted((SOURCES / ORT_BINDING).glob("*.cpp")):
+            objects.append(_object(folder, source))
+            _compile([*command, f"-isystem{headers}"], source, objects[-1])
+        _link(compiler, objects, ORT_LIBRARY)
+    return ORT_LIBRARY
+
+
+def _toolchain() -> tuple[list[str], Path, list[str]]:
+    """The compiler, the folder of torch, and the command that compiles."""
+    compiler, torch_dir = _find_compiler(), _find_torch()
+    return compiler, torch_dir, [*compiler, *COMPILE_FLAGS, f"-I{SOURCES}", f"-isystem{torch_dir / 'include'}"]
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    OBJECTS.mkdir(exist_ok=True)
+    (OBJECTS / ".gitignore").write_text("*\n")
+    with open(OBJECTS / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _object(folder: Path, source: Path) -> Path:
+    return folder / f"{'.'.join(source.relative_to(SOURCES).parts)}.o"
 
 
 def _find_compiler() -> list[str]:
@@ -114,11 +160,10 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _link(compiler: list[str], objects: list[Path], torch_dir: Path) -> None:
-    temporary = LIBRARY.with_suffix(f".tmp{os.getpid()}.so")
-    torch_lib = ["-L" + str(torch_dir / "lib"), "-ltorch_cpu"]
-    _run([*compiler, "-shared", "-Wl,-s", *map(str, objects), *torch_lib, "-o", str(temporary)], LIBRARY.name)
-    os.replace(temporary, LIBRARY)
+def _link(compiler: list[str], objects: list[Path], target: Path, *libraries: str) -> None:
+    temporary = target.with_suffix(f".tmp{os.getpid()}.so")
+    _run([*compiler, "-shared", "-Wl,-s", *map(str, objects), *libraries, "-o", str(temporary)], target.name)
+    os.replace(temporary, target)
 
 
 def _run(command: list[str], what: str) -> None:
@@ -135,8 +180,14 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: CXX=g++-13 python -m ops.build --force",
     )
     parser.add_argument("--force", action="store_true", help="recompile everything")
+    parser.add_argument(
+        "--onnxruntime_headers", type=Path, metavar="DIR", help="also make ops/librdfa_ort.so, with the headers in DIR"
+    )
+    args = parser.parse_args(argv)
     try:
-        print(f"built {build(force=parser.parse_args(argv).force)}")
+        print(f"built {build(force=args.force)}")
+        if args.onnxruntime_headers:
+            print(f"built {build_for_onnxruntime(args.onnxruntime_headers)}")
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,8 +3,11 @@
 Without it every operator runs its plain PyTorch reference; the first one that does says how to build it.
 """
 
+import contextlib
 import importlib.util
+import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,10 +25,14 @@ OPERATORS = (
 )
 REMEDY = "build it with: python -m ops.build"
 DTYPES = (torch.float32, torch.bfloat16)
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+# RDFA_GPU_KERNELS: "aot" leaves the GPU to the kernels compiled ahead of time, as on a machine without Triton; "jit"
+# tells the native library to leave it to Triton.
+GPU_SWITCH = "RDFA_GPU_KERNELS"
+HAS_TRITON = importlib.util.find_spec("triton") is not None and os.environ.get(GPU_SWITCH) != "aot"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Plain globals, so that torch.compile can trace through the functions below.
+recording_onnx = False  # within `ops.onnx_export`: operators record what ONNX has in their place
 _tried = False
 _problem: str | None = None  # one line saying why the operators are not there
 _warned = False
@@ -34,6 +41,16 @@ _warned = False
 def path() -> Path:
     """Where the library lies once built."""
     return Path(__file__).resolve().parent / "librdfa_ops.so"
+
+
+def onnxruntime_path() -> Path:
+    """Where the operator library for ONNX Runtime lies, if it was built (``ops.build --onnxruntime_headers``)."""
+    return path().with_name("librdfa_ort.so")
+
+
+def pack_path() -> Path:
+    """Where the kernels compiled ahead of time lie (``python -m ops.aot``): beside the library, which looks there."""
+    return path().with_suffix(".cubins")
 
 
 def loaded() -> bool:
@@ -68,11 +85,36 @@ def _load() -> str | None:
         if not path().exists():
             return f"{path()} is not built"
         try:
-            torch.ops.load_library(path())
+            with _left_to_triton():
+                torch.ops.load_library(path())
         except (OSError, RuntimeError) as error:
             return f"{path()} does not load ({str(error).splitlines()[0]})"
     missing = [name for name in OPERATORS if not hasattr(torch.ops.rdfa, name)]
     return f"{path()} is out of date (it lacks {', '.join(missing)})" if missing else None
+
+
+@contextlib.contextmanager
+def _left_to_triton() -> Iterator[None]:
+    """The library registers no GPU kernels where Triton's will be: torch warns of two for one operator."""
+    before = os.environ.get(GPU_SWITCH)
+    if HAS_TRITON:
+        os.environ[GPU_SWITCH] = "jit"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(GPU_SWITCH, None)
+        else:
+            os.environ[GPU_SWITCH] = before
+
+
+def implement_with_triton(operator: str, implementation: Callable) -> None:
+    """Register a launcher of Triton kernels for an operator of the library, where Triton is in charge of the GPU.
+
+    A copy of the library that the application loaded before may serve the operator already.
+    """
+    if HAS_TRITON and not torch._C._dispatch_has_kernel_for_dispatch_key(f"rdfa::{operator}", "CUDA"):
+        torch.library.impl(f"rdfa::{operator}", "CUDA", implementation)
 
 
 def runs_native(*tensors: torch.Tensor | None) -> bool:
@@ -80,11 +122,31 @@ def runs_native(*tensors: torch.Tensor | None) -> bool:
     return all(t is None or (t.device.type == "cpu" and t.dtype in DTYPES) for t in tensors) and available()
 
 
+def widened(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...] | None:
+    """The arguments with float16 as float32, if that is what brings them to the C++ kernels, else None.
+
+    Those have no float16 of their own; sums and states are float32 in any case, so only the memory traffic is more.
+    """
+    if all(t is None or (t.device.type == "cpu" and t.dtype in (*DTYPES, torch.float16)) for t in tensors):
+        wide = tuple(t.float() if t is not None and t.dtype == torch.float16 else t for t in tensors)
+        if any(a is not b for a, b in zip(wide, tensors)) and available():
+            return wide
+    return None
+
+
 def runs_triton(*tensors: torch.Tensor | None) -> bool:
     """Whether these arguments go to the Triton kernels: all on the GPU in one of TRITON_DTYPES, Triton is installed,
     and the library, which declares the operators, is there."""
     fits = all(t is None or (t.device.type == "cuda" and t.dtype in TRITON_DTYPES) for t in tensors)
     return fits and HAS_TRITON and available()
+
+
+def runs_aot(*tensors: torch.Tensor | None) -> bool:
+    """Whether these arguments go to the kernels compiled ahead of time: as `runs_triton`, but Triton is not in charge,
+    the pack is there, and no gradient is asked for, which those kernels do not know."""
+    fits = all(t is None or (t.device.type == "cuda" and t.dtype in TRITON_DTYPES) for t in tensors)
+    differentiated = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return fits and not HAS_TRITON and not differentiated and pack_path().exists() and available()
 
 
 def empty_bdl(x_BDL: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -38,6 +38,7 @@ from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
 from rdfa.inference.inputs import open_features
 from rdfa.inference.journal import Journal
 from rdfa.inference.results import write_rows
+from rdfa.runtime import DTYPES
 from rdfa.runtime.manifest import sha256
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     check_place(args.output)
     there = os.path.abspath if args.engine == "ray" else str  # other processes have another working directory
     if args.artifact:
-        opening = partial(open_artifact, there(args.artifact), args.backend)
+        opening = partial(open_artifact, there(args.artifact), args.backend, args.dtype)
     else:
         opening = partial(open_run, there(args.run_dir), args.device)
     source = opening()
@@ -127,6 +128,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fps", type=float, help="frame rate of the videos, in place of the annotations'")
     parser.add_argument("--output", required=True, metavar="P.json", help="detections; compressed for .json.gz")
     parser.add_argument("--backend", choices=BACKENDS, help="of --artifact (default: the first that can run)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of --artifact's file (default: %(default)s)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of --run_dir")
     parser.add_argument("--batch_size", type=int, default=1, metavar="n", help="videos of equal padded length per run")
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="ray: all machines of a cluster")
@@ -136,8 +140,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError(f"--batch_size {args.batch_size}: give at least 1")
     if args.fps is not None and not 0 < args.fps < math.inf:
         raise UsageError(f"--fps {args.fps}: give a positive number")
-    if args.backend and not args.artifact:
-        raise UsageError("--backend chooses what runs an --artifact: a --run_dir is run by PyTorch")
+    if (args.backend or args.dtype != "float32") and not args.artifact:
+        raise UsageError(
+            "--backend chooses what runs an --artifact, and --dtype how: a --run_dir is run by PyTorch in float32"
+        )
     return args
 
 

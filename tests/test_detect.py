@@ -162,7 +162,7 @@ def test_a_class_agnostic_artifact_takes_the_names_of_the_class_scores(agnostic_
 
     text = (agnostic_run / "config.gin").read_text()
     manifest = {"config": text, "classes": ["action"], "features": feature_spec(source.config)}
-    monkeypatch.setattr(runtime, "load", lambda path, name: Session(manifest, name, "cpu", call))
+    monkeypatch.setattr(runtime, "load", lambda path, name, **kind: Session(manifest, name, "cpu", call))
     (tmp_path / "s.json").write_text(
         json.dumps({"a": {"class": "Yoga", "score": 0.5}, "b": {"class": "Polo", "score": 1}})
     )
@@ -208,11 +208,11 @@ def test_an_artifact_is_run_by_the_first_backend_that_can(run_dir, files, tmp_pa
     text = (run_dir / "config.gin").read_text()
     manifest = {"config": text, "classes": list(NAMES.values()), "features": feature_spec(source.config)}
     loaded = []
-    monkeypatch.setattr(runtime, "availability", lambda path: {"torchscript": "no torch", "onnxruntime": None})
+    monkeypatch.setattr(runtime, "availability", lambda path, dtype: {"torchscript": "no torch", "onnxruntime": None})
     monkeypatch.setattr(
         runtime,
         "load",
-        lambda path, name: (loaded.append((path, name)), Session(manifest, name, "cpu", call))[1],
+        lambda path, name, **kind: (loaded.append((path, name)), Session(manifest, name, "cpu", call))[1],
     )
     flags = ["--features", str(features), "--fps", "10", "--output", str(tmp_path / "p.json")]
     detect.main(["--artifact", "OUT", *flags])
@@ -223,7 +223,7 @@ def test_an_artifact_is_run_by_the_first_backend_that_can(run_dir, files, tmp_pa
     for video_id, found in by_run.items():
         np.testing.assert_array_equal(found.segments_N2, by_artifact[video_id].segments_N2)
 
-    monkeypatch.setattr(runtime, "availability", lambda path: {"torchscript": "no torch", "onnxruntime": "none"})
+    monkeypatch.setattr(runtime, "availability", lambda path, dtype: {"torchscript": "no torch", "onnxruntime": "none"})
     assert cli.run(detect.main, ["--artifact", "OUT", *flags]) == 2
 
 

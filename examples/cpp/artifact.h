@@ -30,26 +30,60 @@ class Artifact {
       if (manifest_["format_version"].number() != kFormatVersion) {
         throw std::runtime_error("not of format version " + std::to_string(kFormatVersion));
       }
-      for (const auto& [name, entry] : manifest_["files"].object()) check_name(name);
+      for (const auto& [name, entry] : files()) check_name(name);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error(path.string() + " is refused: " + error.what() + "; export the artifact again");
     }
   }
 
-  const Json& manifest() const { return manifest_; }
-  const Json& features() const { return manifest_["features"]; }
-
-  // Path of the file of that format, after its size and SHA-256 were found to be those of the manifest.
-  std::filesystem::path verified(const std::string& format) const {
-    for (const auto& [name, entry] : manifest_["files"].object()) {
-      if (entry["format"].string() == format) return check_content(name, entry);
+  // A section of the manifest: "features", "decoding" or "classes".
+  const Json& section(const std::string& name) const {
+    if (!manifest_.has(name)) {
+      throw std::runtime_error((directory_ / "manifest.json").string() + " has no section '" + name +
+                               "': export the artifact again");
     }
-    throw std::runtime_error(directory_.string() + " has no " + format + " file: export it with --formats torchscript");
+    return manifest_[name];
+  }
+
+  // Name of the first file of that format; empty if there is none.
+  std::string find(const std::string& format) const {
+    for (const auto& [name, entry] : files()) {
+      if (entry["format"].string() == format) return name;
+    }
+    return "";
+  }
+
+  // What the manifest says of file `name`.
+  const Json& entry(const std::string& name) const {
+    const auto found = files().find(name);
+    if (found == files().end()) {
+      throw std::runtime_error(directory_.string() + " has no file '" + name + "' in its manifest");
+    }
+    return found->second;
+  }
+
+  // Path of file `name`, after its size and SHA-256 were found to be those of the manifest.
+  std::filesystem::path verified(const std::string& name) const {
+    const Json& listed = entry(name);
+    const auto path = directory_ / name;
+    std::ifstream stream(path, std::ios::binary);
+    if (!stream) throw std::runtime_error(path.string() + " is missing, though the manifest lists it: copy it again");
+    const auto size = std::filesystem::file_size(path);
+    if (static_cast<double>(size) != listed["size"].number()) {
+      throw std::runtime_error(path.string() + " has " + std::to_string(size) +
+                               " bytes, the manifest says another number: copy or export it again");
+    }
+    if (Sha256::of(stream) != listed["sha256"].string()) {
+      throw std::runtime_error(path.string() + " differs from the SHA-256 in the manifest: copy or export it again");
+    }
+    return path;
   }
 
  private:
   std::filesystem::path directory_;
   Json manifest_;
+
+  const Json::Object& files() const { return manifest_["files"].object(); }
 
   // A plain name of no link: nothing that leads out of the directory.
   void check_name(const std::string& name) const {
@@ -58,21 +92,6 @@ class Artifact {
     if (!plain || std::filesystem::is_symlink(directory_ / name)) {
       throw std::runtime_error("it names the file '" + name + "', which leaves the directory");
     }
-  }
-
-  std::filesystem::path check_content(const std::string& name, const Json& entry) const {
-    const auto path = directory_ / name;
-    std::ifstream stream(path, std::ios::binary);
-    if (!stream) throw std::runtime_error(path.string() + " is missing, though the manifest lists it: copy it again");
-    const auto size = std::filesystem::file_size(path);
-    if (static_cast<double>(size) != entry["size"].number()) {
-      throw std::runtime_error(path.string() + " has " + std::to_string(size) +
-                               " bytes, the manifest says another number: copy or export it again");
-    }
-    if (Sha256::of(stream) != entry["sha256"].string()) {
-      throw std::runtime_error(path.string() + " differs from the SHA-256 in the manifest: copy or export it again");
-    }
-    return path;
   }
 };
 

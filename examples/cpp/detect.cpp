@@ -1,7 +1,6 @@
 // Finds the actions in one video with an exported artifact, in a process that has no Python. See README.md.
-//
-// Shape suffixes: B batch (1 here), C channels, T time steps.
 #include <dlfcn.h>
+#include <torch/cuda.h>
 #include <torch/script.h>
 
 #include <cmath>
@@ -9,25 +8,21 @@
 #include <exception>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "artifact.h"
+#include "model.h"
 #include "npy.h"
+#include "video.h"
 
 namespace {
 
-constexpr const char* kUsage = "usage: detect ARTIFACT_DIR FEATURES.npy [--fps RATE] [--duration SECONDS]";
+constexpr const char* kUsage =
+    "usage: detect ARTIFACT_DIR FEATURES.npy [--fps RATE] [--duration SECONDS] [--model FILE] [--device cpu|cuda]";
 
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-// What one video is to the detector: fps and duration are those of the feature grid.
-struct Video {
-  torch::Tensor features_BCT, mask_BT;
-  double fps, duration;
-};
+using rdfa::UsageError;
 
 double positive(const std::string& flag, const std::string& text) {
   size_t used = 0;
@@ -42,70 +37,78 @@ double positive(const std::string& flag, const std::string& text) {
   return value;
 }
 
-std::map<std::string, double> read_flags(int argc, char** argv) {
-  std::map<std::string, double> flags;
+struct Flags {
+  std::map<std::string, double> numbers;  // --fps and --duration, where given
+  std::string model;
+  std::optional<torch::Device> device;
+};
+
+Flags read_flags(int argc, char** argv) {
+  Flags flags;
   for (int i = 3; i < argc; i += 2) {
     const std::string flag = argv[i];
-    if ((flag != "--fps" && flag != "--duration") || i + 1 == argc) throw UsageError(kUsage);
-    flags[flag] = positive(flag, argv[i + 1]);
+    if (i + 1 == argc) throw UsageError(kUsage);
+    const std::string value = argv[i + 1];
+    if (flag == "--model") {
+      flags.model = value;
+    } else if (flag == "--device" && (value == "cpu" || value == "cuda")) {
+      flags.device = torch::Device(value);
+    } else if (flag == "--fps" || flag == "--duration") {
+      flags.numbers[flag] = positive(flag, value);
+    } else {
+      throw UsageError(kUsage);
+    }
   }
   return flags;
 }
 
-// Brings features [T,C] to the form the detector was trained on, as the manifest's "features" describes it.
-Video prepare(torch::Tensor features_TC, const rdfa::Json& spec, std::map<std::string, double> flags) {
-  const auto number = [&](const char* name) { return spec[name].number(); };
-  const auto whole = [&](const char* name) { return static_cast<int64_t>(spec[name].number()); };
-  if (features_TC.scalar_type() != torch::kFloat32 || features_TC.dim() != 2 || features_TC.size(0) == 0 ||
-      features_TC.size(1) != whole("dimension")) {
-    throw std::runtime_error("the features must be float32 [time, " + std::to_string(whole("dimension")) + "]");
+// The file that was asked for, else the artifact's first that runs here.
+std::string choose(const rdfa::Artifact& artifact, const std::string& wanted) {
+  for (const std::string& name : {wanted, artifact.find("torchscript"), artifact.find("aoti")}) {
+    if (!name.empty()) return name;
   }
-  if (!features_TC.isfinite().all().item<bool>()) throw std::runtime_error("the features hold NaN or infinity");
-
-  double fps = 0, duration = flags["--duration"];
-  if (!spec["resize"].null()) {
-    // All videos are brought to one length; the frame rate follows from it and the duration.
-    if (duration == 0) throw UsageError("this detector's features are resized to a fixed length: give --duration");
-    fps = number("resize") / duration;
-    const int64_t length = whole("resize");
-    if (features_TC.size(0) != length) {
-      features_TC = torch::upsample_linear1d(features_TC.t().unsqueeze(0), length, false)[0].t();
-    }
-  } else {
-    fps = flags["--fps"];
-    if (fps == 0 && spec["default_fps"].null()) throw UsageError("the frame rate of the video is unknown: give --fps");
-    if (fps == 0) fps = number("default_fps");
-  }
-  features_TC = features_TC.slice(0, 0, std::nullopt, whole("downsample_rate"));
-
-  const int64_t clips = features_TC.size(0), multiple = whole("multiple");
-  if (duration == 0) {  // what the clips cover
-    duration = ((clips - 1) * number("stride") * number("downsample_rate") + number("num_frames")) / fps;
-  }
-  const int64_t shortest = whole("max_seq_len");
-  const int64_t time = clips <= shortest ? shortest : (clips + multiple - 1) / multiple * multiple;
-  if (time > whole("max_time")) {
-    throw std::runtime_error("the video has " + std::to_string(clips) + " clips, the detector takes at most " +
-                             std::to_string(whole("max_time")));
-  }
-  auto features_BCT = torch::full({1, features_TC.size(1), time}, number("padding_value"), torch::kFloat32);
-  features_BCT.slice(2, 0, clips).copy_(features_TC.t().unsqueeze(0));
-  return {features_BCT, (torch::arange(time) < clips).unsqueeze(0), fps, duration};
+  throw std::runtime_error("the artifact has no torchscript or aoti file: export it with --formats torchscript");
 }
 
-void print_detections(torch::jit::Module& module, const Video& video) {
-  const c10::List<double> fps({video.fps}), duration({video.duration});
-  const c10::IValue result = module.get_method("detect")({video.features_BCT, video.mask_BT, fps, duration});
-  const c10::IValue names = module.attr("class_names");
-  const auto& [segments, scores, labels] = [&] {
-    const auto& of_video = result.toListRef()[0].toTupleRef().elements();
-    return std::tuple(of_video[0].toTensor(), of_video[1].toTensor(), of_video[2].toTensor());
-  }();
-  const auto seconds = segments.accessor<float, 2>();
-  for (int64_t i = 0; i < scores.size(0); ++i) {
-    const std::string& name = names.toListRef()[labels[i].item<int64_t>()].toStringRef();
+// Where the file runs: where it was exported for, if it is bound to a device, else where the caller wants it.
+torch::Device choose_device(const rdfa::Json& entry, const std::string& name, std::optional<torch::Device> wanted) {
+  torch::Device device = wanted.value_or(torch::kCPU);
+  if (entry.has("device")) {
+    const torch::Device bound(entry["device"].string());
+    if (wanted && *wanted != bound) {
+      throw std::runtime_error(name + " was exported for " + bound.str() + ": use --device " + bound.str());
+    }
+    device = bound;
+  }
+  if (device.is_cuda() && !torch::cuda::is_available()) {
+    throw std::runtime_error("libtorch finds no GPU here: use --device cpu, and a file for it");
+  }
+  return device;
+}
+
+// Makes the operators known to libtorch. On a GPU the library opens the pack of kernels that lies beside it.
+void load_operators(const rdfa::Artifact& artifact, torch::Device device) {
+  if (device.is_cuda()) {
+    const std::string pack = artifact.find("cubins");
+    if (pack.empty()) {
+      throw std::runtime_error("the artifact has no GPU kernels: make them with python -m ops.aot and export it again");
+    }
+    artifact.verified(pack);
+  }
+  const std::string name = artifact.find("library");
+  if (name.empty()) throw std::runtime_error("the artifact has no operator library: export it again");
+  // An absolute path: a plain name would be searched for in the system's folders.
+  const auto path = std::filesystem::absolute(artifact.verified(name));
+  if (dlopen(path.c_str(), RTLD_NOW) == nullptr) throw std::runtime_error(dlerror());
+}
+
+void print(const rdfa::Detections& detections, const rdfa::Json::List& class_names) {
+  const auto seconds = detections.seconds_N2.accessor<float, 2>();
+  for (int64_t i = 0; i < detections.scores_N.size(0); ++i) {
+    const std::string& name = class_names.at(detections.labels_N[i].item<int64_t>()).string();
     // Nine digits give the float32 back.
-    std::printf("%.9g\t%.9g\t%s\t%.9g\n", seconds[i][0], seconds[i][1], name.c_str(), scores[i].item<float>());
+    std::printf("%.9g\t%.9g\t%s\t%.9g\n", seconds[i][0], seconds[i][1], name.c_str(),
+                detections.scores_N[i].item<float>());
   }
 }
 
@@ -118,14 +121,16 @@ int complain(const std::string& message, int code) {
 
 int main(int argc, char** argv) try {
   if (argc < 3) throw UsageError(kUsage);
-  const auto flags = read_flags(argc, argv);
+  const Flags flags = read_flags(argc, argv);
   const rdfa::Artifact artifact(argv[1]);
-  const auto library = artifact.verified("library"), model = artifact.verified("torchscript");
-  // An absolute path: a plain name would be searched for in the system's folders.
-  if (dlopen(std::filesystem::absolute(library).c_str(), RTLD_NOW) == nullptr) throw std::runtime_error(dlerror());
+  const std::string name = choose(artifact, flags.model);
+  const auto path = artifact.verified(name);
+  const torch::Device device = choose_device(artifact.entry(name), name, flags.device);
+  load_operators(artifact, device);
   const c10::InferenceMode guard;
-  auto module = torch::jit::load(model.string());
-  print_detections(module, prepare(rdfa::read_npy(argv[2]), artifact.features(), flags));
+  const auto model = rdfa::open_model(path, device, artifact);
+  const auto video = rdfa::prepare(rdfa::read_npy(argv[2]), artifact.section("features"), flags.numbers);
+  print(model->detect(video), artifact.section("classes").list());
   return 0;
 } catch (const UsageError& error) {
   return complain(error.what(), 2);

@@ -28,9 +28,13 @@ class Json {
 
   bool null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   double number() const { return get<double>("a number"); }
+  bool boolean() const { return get<bool>("true or false"); }
   const std::string& string() const { return get<std::string>("a string"); }
   const List& list() const { return get<List>("a list"); }
   const Object& object() const { return get<Object>("an object"); }
+
+  // Whether an object has `name`.
+  bool has(const std::string& name) const { return object().contains(name); }
 
   // The value under `name` of an object.
   const Json& operator[](const std::string& name) const {

@@ -1,6 +1,7 @@
 """`causal_conv1d`: checks, dispatch, and what torch must know about the library's operator (fake, autograd)."""
 
 import torch
+from torch.nn import functional as F
 
 from ops import library
 from ops.causal_conv1d import cuda
@@ -31,8 +32,9 @@ def causal_conv1d(
     Returns:
         y [B,D,L] in x's dtype. The kernels keep x's memory order. Sums are float32 (float64 for float64).
 
-    float32 and bfloat16 on the CPU run the C++ kernel; float32, float16 and bfloat16 on a GPU run the Triton kernel,
-    where Triton is installed; everything else, and a machine without the library, runs `causal_conv1d_reference`.
+    float32 and bfloat16 on the CPU run the C++ kernel, float16 too, converted to float32 and back; float32, float16 and
+    bfloat16 on a GPU run the Triton kernel where Triton is installed, else, without gradients, the one that ``python -m
+    ops.aot`` compiled; everything else, and a machine without the library, runs `causal_conv1d_reference`.
     Differentiable once in x, weight and bias; gradients do not depend on the thread count, and repeat to the last bit.
 
     Raises:
@@ -42,9 +44,23 @@ def causal_conv1d(
         raise ValueError(f"activation = {activation!r} is unknown: use None, 'silu' or 'swish'")
     if not torch.jit.is_tracing():  # which would warn about every comparison of a shape; the operator checks again
         check(x, weight, bias)
-    if library.runs_triton(x, weight, bias) or library.runs_native(x, weight, bias):
+    if library.recording_onnx:
+        return _standard(x, weight, bias, activation, reverse)
+    inputs = (x, weight, bias)
+    if library.runs_triton(*inputs) or library.runs_aot(*inputs) or library.runs_native(*inputs):
         return torch.ops.rdfa.causal_conv1d(x, weight, bias, activation is not None, reverse)
+    if wide := library.widened(*inputs):
+        return torch.ops.rdfa.causal_conv1d(*wide, activation is not None, reverse).to(x.dtype)
     return causal_conv1d_reference(x, weight, bias, activation, reverse)
+
+
+def _standard(x, weight, bias, activation, reverse):
+    """As ONNX has it: a padding and one convolution."""
+    past = weight.shape[1] - 1
+    padded = F.pad(x, (0, past) if reverse else (past, 0))
+    filters = weight.flip(1) if reverse else weight
+    y = F.conv1d(padded, filters.unsqueeze(1), bias, groups=weight.shape[0])
+    return y if activation is None else F.silu(y)
 
 
 def _fake(x, weight, bias, silu, reverse):
@@ -68,9 +84,8 @@ def _backward(ctx, dy):
 
 
 if library.loaded():
-    if library.HAS_TRITON:
-        torch.library.impl("rdfa::causal_conv1d", "CUDA", cuda.forward)
-        torch.library.impl("rdfa::causal_conv1d_backward", "CUDA", cuda.backward)
+    library.implement_with_triton("causal_conv1d", cuda.forward)
+    library.implement_with_triton("causal_conv1d_backward", cuda.backward)
     torch.library.register_fake("rdfa::causal_conv1d", _fake)
     torch.library.register_fake("rdfa::causal_conv1d_backward", _fake_backward)
     torch.library.register_autograd("rdfa::causal_conv1d", _backward, setup_context=_setup_context)

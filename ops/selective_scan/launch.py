@@ -18,6 +18,8 @@ from ops.selective_scan.tiles import ACCESS_BYTES
 
 # Channels with more states take several launches of the forward, which holds all states in registers.
 STATES_PER_LAUNCH = 16
+# States of rows that a program of the kernel that joins segments takes.
+JOINED_PER_PROGRAM = 128
 # Elements of B, and of C, that a program of the kernel that packs them takes at most.
 PACKED_PER_PROGRAM = 512
 
@@ -27,9 +29,7 @@ def states_shape(u, N: int) -> tuple[int, ...]:
     return -(-u.shape[-1] // tiles.backward_tile(u.dtype).block), N, math.prod(u.shape[:-1])
 
 
-def forward(
-    u, delta, A, B, C, D, z, delta_bias, y, *, softplus, reverse=False, states=None, last=False, scaled=False
-):
+def forward(u, delta, A, B, C, D, z, delta_bias, y, *, softplus, reverse=False, states=None, last=False, scaled=False):
     """Fill y and, where given, states; returns the last state [N, r b E], if asked for it. A may be `scale_A` of it
     already (scaled)."""
     from ops.selective_scan.triton_forward import forward_kernel
@@ -214,8 +214,7 @@ def _join_segments(h, sums, A, start, from_last):
     from ops.selective_scan.triton_common import join_segments_kernel
 
     segments, N, rows = h.shape
-    elements = 128
-    join_segments_kernel[(-(-rows * N // elements),)](
+    join_segments_kernel[(-(-rows * N // JOINED_PER_PROGRAM),)](
         h,
         sums,
         A,
@@ -226,6 +225,6 @@ def _join_segments(h, sums, A, start, from_last):
         A.shape[1],
         segments,
         FROM_LAST=from_last,
-        ELEMENTS=elements,
+        ELEMENTS=JOINED_PER_PROGRAM,
         num_warps=4,
     )

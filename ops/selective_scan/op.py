@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ops import library
 from ops.selective_scan import cuda, launch
+from ops.selective_scan.export import node as onnx_node
 from ops.selective_scan.layout import count_groups, empty_gradients
 from ops.selective_scan.reference import selective_scan_reference
 
@@ -50,8 +51,10 @@ def selective_scan(
         y [B,D,L] in u's dtype, the kernels keeping u's memory order; with ``return_last_state`` also the state after
         the last step, [B,D,N] float32. The state and all sums are float32 (float64 when u is float64).
 
-    float32 and bfloat16 on the CPU run the C++ kernels; float32, float16 and bfloat16 on a GPU run the Triton kernels,
-    where Triton is installed; everything else, and a machine without the library, runs `selective_scan_reference`.
+    float32 and bfloat16 on the CPU run the C++ kernels, float16 too, converted to float32 and back; float32, float16
+    and bfloat16 on a GPU run the Triton kernels where Triton is installed, else, without gradients, those that
+    ``python -m ops.aot`` compiled; everything else, and a machine without the library, runs
+    `selective_scan_reference`. `ops.onnx_export` writes it as one node.
     Differentiable once in every tensor argument, the last state included; results and gradients do not depend on the
     thread count, and repeat to the last bit.
 
@@ -62,9 +65,18 @@ def selective_scan(
     """
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     _check(*inputs)
-    if library.runs_triton(u, delta, B, C, z) or library.runs_native(u, delta, B, C, z):
+    if library.recording_onnx:
+        if return_last_state:
+            raise ValueError("return_last_state=True: the ONNX operator gives y alone; export without the last state")
+        return onnx_node(*inputs, delta_softplus, reverse)
+    sequences = (u, delta, B, C, z)
+    if library.runs_triton(*sequences) or library.runs_aot(*inputs) or library.runs_native(*sequences):
         y, last_state = _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
         return (y, last_state) if return_last_state else y
+    if wide := library.widened(*sequences):
+        wide_u, wide_delta, B, C, z = wide
+        y, last_state = _native(wide_u, wide_delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+        return (y.to(u.dtype), last_state) if return_last_state else y.to(u.dtype)
     return selective_scan_reference(*inputs, delta_softplus, return_last_state, reverse)
 
 
@@ -172,10 +184,9 @@ def _backward(ctx, grad_y, grad_last_state, grad_states=None):
 
 
 if library.loaded():
-    if library.HAS_TRITON:
-        torch.library.impl("rdfa::selective_scan", "CUDA", cuda.forward)
-        torch.library.impl("rdfa::selective_scan_train", "CUDA", cuda.forward_train)
-        torch.library.impl("rdfa::selective_scan_backward", "CUDA", cuda.backward)
+    library.implement_with_triton("selective_scan", cuda.forward)
+    library.implement_with_triton("selective_scan_train", cuda.forward_train)
+    library.implement_with_triton("selective_scan_backward", cuda.backward)
     torch.library.register_fake("rdfa::selective_scan", _fake)
     torch.library.register_fake("rdfa::selective_scan_train", _fake_train)
     torch.library.register_fake("rdfa::selective_scan_backward", _fake_backward)

@@ -4,9 +4,10 @@ In one process the backends would share imports, thread pools and freed memory, 
 say what came second and not what is large. Here a fresh process imports what its backend needs, loads the artifact
 (`load_s` includes that import: it is what a server waits for), then runs every shape from the smallest to the largest.
 `peak_memory_mb` is the high-water mark of the whole process after that shape, hence what a server needs that handles
-sizes up to it; `first_inference_ms` is the first call with that shape.
+sizes up to it; `first_inference_ms` is the first call with that shape. `device_memory_mb` is what the GPU's driver
+counts more than before the start, the context included: allocators keep what they once took, so it is a mark too.
 
-    python -m rdfa.bench.cold_start ARTIFACT BACKEND DEVICE THREADS|default 1x576 2x576 ...     prints JSON
+    python -m rdfa.bench.cold_start ARTIFACT BACKEND DEVICE THREADS|default DTYPE 1x576 2x576 ...     prints JSON
 """
 
 import json
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from rdfa.bench.nvml import Nvml
 from rdfa.errors import RunError
 
 TIMEOUT_S = 1800
@@ -36,10 +38,11 @@ class Start(NamedTuple):
     load_s: float
     first_inference_ms: float
     peak_memory_mb: float
+    device_memory_mb: float | None = None
 
 
 def measure(
-    artifact: Path, backend: str, device: str, threads: int | None, shapes: Iterable[Shape]
+    artifact: Path, backend: str, device: str, threads: int | None, shapes: Iterable[Shape], dtype: str = "float32"
 ) -> dict[Shape, Start]:
     """Start `backend` in a new process and run each shape once.
 
@@ -47,7 +50,8 @@ def measure(
         RunError: the process failed; the message ends with the last line that it wrote.
     """
     texts = [f"{shape.batch}x{shape.time}" for shape in shapes]
-    command = [sys.executable, "-m", "rdfa.bench.cold_start", artifact, backend, device, threads or "default", *texts]
+    command = [sys.executable, "-m", "rdfa.bench.cold_start", artifact, backend, device, threads or "default"]
+    command += [dtype, *texts]
     # The package may be used from a checkout that is not installed.
     package_root = Path(__file__).resolve().parents[2]
     environment = os.environ | {
@@ -83,23 +87,37 @@ def peak_memory_mb() -> float:
 
 
 def _main(argv: list[str]) -> None:
-    artifact, backend, device, threads, *texts = argv
+    artifact, backend, device, threads, dtype, *texts = argv
+    # What this process imports counts: nothing more than the measured backend needs.
+    gpu = Nvml.open() if device == "cuda" else None
+    before = gpu.used_mb() if gpu else 0.0
     start = time.perf_counter()
     import numpy as np
 
-    from rdfa import runtime
+    from rdfa.runtime import manifest
 
-    session = runtime.load(artifact, backend, device=device, threads=None if threads == "default" else int(threads))
+    session = _load(artifact, backend, device, None if threads == "default" else int(threads), dtype)
     report = {"load_s": round(time.perf_counter() - start, 4), "shapes": []}
-    channels = session.manifest["features"]["dimension"]
+    channels = manifest.read(artifact)["features"]["dimension"]
     for shape in sorted((Shape(*map(int, text.split("x"))) for text in texts), key=lambda s: (s.batch * s.time, s)):
         features = np.ones((shape.batch, channels, shape.time), np.float32)
         mask = np.ones((shape.batch, shape.time), np.bool_)
         start = time.perf_counter()
         session.run(features, mask)
         first_ms = 1e3 * (time.perf_counter() - start)
-        report["shapes"].append({"shape": shape, "figures": [round(first_ms, 4), round(peak_memory_mb(), 1)]})
+        figures = [round(first_ms, 4), round(peak_memory_mb(), 1), round(gpu.used_mb() - before, 1) if gpu else None]
+        report["shapes"].append({"shape": shape, "figures": figures})
     print(json.dumps(report))
+
+
+def _load(artifact: str, backend: str, device: str, threads: int | None, dtype: str):
+    from rdfa.bench import exported
+
+    if backend in exported.availability(artifact) and dtype == "float32":
+        return exported.load(artifact, backend, device, threads)
+    from rdfa.bench import backends  # which imports torch
+
+    return backends.load(artifact, backend, device=device, dtype=dtype, threads=threads)
 
 
 if __name__ == "__main__":

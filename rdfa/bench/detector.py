@@ -7,62 +7,23 @@ or runs elsewhere than it was told to, gets a row that says why and shows no spe
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from rdfa.bench import cold_start, timing
-from rdfa.bench.cold_start import Shape, Start
-from rdfa.bench.parity import compare_detections, compare_outputs
+from rdfa.bench import candidates as candidates_
+from rdfa.bench import timing
+from rdfa.bench.candidates import PLAIN, PUBLISHED, Candidate, Inputs, Oracle, Sweep
+from rdfa.bench.cold_start import Shape
+from rdfa.bench.load import Watch
 from rdfa.bench.results import Row
-from rdfa.errors import RunError, UsageError
-from rdfa.inference.decode import Detections
-from rdfa.runtime.session import Outputs
+from rdfa.errors import UsageError
 
 SCENARIO = "sweep"
-DTYPE = "float32"  # of the graphs that an artifact holds
-PLAIN = "eager_plain"
 TWIN = "A/A twin"
 INPUTS = 3
-# A plain run that takes longer than this per call is left out of the timing (the float64 run takes about as long).
-PLAIN_LIMIT_S = 60.0
-
-
-class Oracle(Protocol):
-    """What `rdfa.bench.reference.PlainDetector` does for the sweep."""
-
-    def exact(self, features: np.ndarray, mask: np.ndarray) -> Outputs: ...
-
-    def run(self, features: np.ndarray, mask: np.ndarray) -> Outputs: ...
-
-    def detections(self, outputs: Outputs, mask: np.ndarray) -> list[Detections]: ...
-
-    def level_lengths(self, time: int) -> list[int]: ...
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What to measure."""
-
-    artifact: Path
-    backends: tuple[str, ...]  # empty: all
-    device: str
-    shapes: tuple[Shape, ...]
-    channels: int
-    seconds: float
-    threads: int | None
-
-
-@dataclass
-class _Candidate:
-    """One backend on its way to its rows; `verdict` is why it cannot be timed."""
-
-    name: str
-    run: Callable[..., Outputs] | None = None
-    verdict: str = ""
-    starts: dict[Shape, Start] = field(default_factory=dict)
+# Whose speed the others are compared with: the first that is there.
+REFERENCES = (PUBLISHED, PLAIN, "eager")
 
 
 def make_shapes(features: dict[str, Any], batches: Sequence[int], times: Sequence[int]) -> tuple[Shape, ...]:
@@ -85,96 +46,51 @@ def make_shapes(features: dict[str, Any], batches: Sequence[int], times: Sequenc
 
 def run(
     sweep: Sweep,
-    runtime: Any,
+    opened: Sequence[Candidate],
     oracle: Oracle,
     *,
-    native_operators: bool = True,
-    cold: Callable[..., dict[Shape, Start]] = cold_start.measure,
+    on_device: Callable[[Callable[[], object]], bool],
     clock: timing.Clock = time.perf_counter,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """All rows of the sweep, those of one shape together.
+    """All rows of the sweep, those of one shape and dtype together.
 
     Args:
-        runtime: the module `rdfa.runtime`, or what stands in for it.
-        oracle: the float64 model and the plain float32 one.
-        native_operators: False when the backend ``eager`` itself runs the plain operators and is its own reference.
-        cold: measures load time, first inference and peak memory; see `cold_start.measure`.
+        opened: from `candidates.open_all`, of one dtype or several.
+        oracle: the float64 model. on_device: see `rdfa.bench.witness`.
         progress: called with a line before each step that takes long.
-
-    Raises:
-        UsageError: an unknown backend.
-        RunError: no backend is present, or the artifact is damaged.
     """
-    reasons = _choose(runtime.availability(sweep.artifact), sweep.backends)
-    candidates = [_open(name, reason, sweep, runtime, cold, progress) for name, reason in reasons.items()]
-    if all(c.verdict.startswith("skipped") for c in candidates):
-        lines = "; ".join(f"{c.name}: {c.verdict.removeprefix('skipped: ')}" for c in candidates)
-        raise RunError(f"no backend can run this artifact on {sweep.device} here: {lines}")
-    if native_operators:
-        candidates.insert(0, _Candidate(PLAIN, oracle.run))
-    return [row for shape in sweep.shapes for row in _measure_shape(shape, sweep, candidates, oracle, clock, progress)]
-
-
-def _choose(available: dict[str, str | None], wanted: tuple[str, ...]) -> dict[str, str | None]:
-    for name in wanted:
-        if name not in available:
-            raise UsageError(f"--backends: {name!r} is unknown; valid: all, {', '.join(available)}")
-    return {name: reason for name, reason in available.items() if not wanted or name in wanted}
-
-
-def _open(name: str, reason: str | None, sweep: Sweep, runtime: Any, cold: Callable, progress: Callable) -> _Candidate:
-    if reason is not None:
-        return _Candidate(name, verdict=f"skipped: {reason}")
-    progress(f"{name}: start in a new process")
-    try:
-        session = runtime.load(sweep.artifact, name, device=sweep.device, threads=sweep.threads)
-        if session.device.split(":")[0] != sweep.device:
-            return _Candidate(name, verdict=f"invalid: runs on {session.device}, not on {sweep.device} as asked")
-        starts = cold(sweep.artifact, name, sweep.device, sweep.threads, sweep.shapes)
-    except UsageError as error:  # a device that this backend does not serve
-        return _Candidate(name, verdict=f"skipped: {_line(error)}")
-    except RunError as error:
-        return _Candidate(name, verdict=f"invalid: {_line(error)}")
-    return _Candidate(name, session.run, starts=starts)
-
-
-def _measure_shape(
-    shape: Shape,
-    sweep: Sweep,
-    candidates: list[_Candidate],
-    oracle: Oracle,
-    clock: timing.Clock,
-    progress: Callable[[str], None],
-) -> list[Row]:
-    label = f"batch {shape.batch}, time {shape.time}"
-    inputs = make_inputs(shape, sweep.channels)
-    progress(f"{label}: float64 reference")
-    start = clock()
-    exact = oracle.exact(*inputs[0])
-    exact_s = clock() - start
-    expected = oracle.detections(exact, inputs[0][1])
     rows = []
-    for candidate in candidates:
-        device = "cpu" if candidate.name == PLAIN else sweep.device
-        row = Row(candidate.name, device, DTYPE, SCENARIO, *shape, verdict=candidate.verdict)
-        if candidate.name == PLAIN and exact_s > PLAIN_LIMIT_S:
-            row.verdict = f"skipped: one call would take about {exact_s:.0f} s, more than {PLAIN_LIMIT_S:.0f} s"
-        if not row.verdict:
-            progress(f"{label}: parity of {candidate.name}")
-            _check(row, candidate, inputs[0], exact, oracle, expected)
-        rows.append(row)
-    runs = {c.name: c.run for c, row in zip(candidates, rows) if row.valid}
-    if runs:
-        progress(f"{label}: timing of {', '.join(runs)}")
-        _time(rows, runs, inputs, sweep.seconds, clock)
-    for candidate, row in zip(candidates, rows):
-        if row.valid and shape in candidate.starts:
-            row.load_s, row.first_inference_ms, row.peak_memory_mb = candidate.starts[shape]
+    for shape in sweep.shapes:
+        label = f"batch {shape.batch}, time {shape.time}"
+        inputs = make_inputs(shape, sweep.channels)
+        progress(f"{label}: float64 reference")
+        case = candidates_.make_case(inputs[0], oracle, clock)
+        for dtype in sweep.dtypes:
+            group = [c for c in opened if c.dtype == dtype]
+            of_dtype = []
+            for candidate in group:
+                progress(f"{label}, {dtype}: parity of {candidate.name}")
+                row = make_row(sweep, candidate, SCENARIO, shape)
+                candidates_.check(row, candidate, case, oracle, on_device)
+                of_dtype.append(row)
+            _time(of_dtype, group, inputs, sweep, clock, progress)
+            rows += of_dtype
     return rows
 
 
-def make_inputs(shape: Shape, channels: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def make_row(sweep: Sweep, candidate: Candidate, scenario: str, shape: Shape) -> Row:
+    """A row without figures; how the backend started is in it."""
+    copies = "none" if sweep.device == "cpu" else "not counted" if sweep.resident else "counted"
+    row = Row(candidate.name, sweep.device, candidate.dtype, scenario, *shape, verdict="", copies=copies)
+    row.threads = sweep.threads
+    if shape in candidate.starts:
+        start = candidate.starts[shape]
+        row.load_s, row.first_inference_ms, row.peak_memory_mb, row.device_memory_mb = start
+    return row
+
+
+def make_inputs(shape: Shape, channels: int) -> list[Inputs]:
     """Inputs to rotate: normal features, every step valid; only the last video of several ends after three quarters."""
     random = np.random.default_rng([shape.batch, shape.time])
     mask = np.ones((shape.batch, shape.time), np.bool_)
@@ -187,44 +103,49 @@ def make_inputs(shape: Shape, channels: int) -> list[tuple[np.ndarray, np.ndarra
     return inputs
 
 
-def _check(
-    row: Row, candidate: _Candidate, example: tuple, exact: Outputs, oracle: Oracle, expected: list[Detections]
-) -> None:
-    """Fill parity, detections and the verdict that follows from them."""
-    try:
-        outputs = candidate.run(*example)
-    except Exception as error:  # whatever a backend raises says that it cannot serve this input, and belongs in its row
-        row.verdict = f"invalid: raised {type(error).__name__}: {_line(error)}"
-        return
-    row.parity, reason = compare_outputs(outputs, exact, oracle.level_lengths(row.time))
-    row.verdict = f"invalid: {reason}" if reason else "valid"
-    if row.valid:
-        row.detections = compare_detections(oracle.detections(outputs, example[1]), expected)
+def rotating(backend: Any, inputs: Sequence[Inputs], resident: bool) -> Callable[[int], object]:
+    """A call on input number `i`, modulo how many there are."""
+    if resident:
+        calls = [backend.resident(*example) for example in inputs]
+        return lambda i: calls[i % len(calls)]()
+    return lambda i: backend.run(*inputs[i % len(inputs)])
 
 
-def _time(rows: list[Row], runs: dict[str, Callable], inputs: list, seconds: float, clock: timing.Clock) -> None:
+def _time(rows: list[Row], group: list[Candidate], inputs: list[Inputs], sweep: Sweep, clock, progress) -> None:
     """Time what passed, with a twin of one backend, and fill the columns of speed."""
-    twin_of = next((name for name in runs if name != PLAIN), PLAIN)
     calls = {
-        name: lambda i, run=run: run(*inputs[i % len(inputs)]) for name, run in (runs | {TWIN: runs[twin_of]}).items()
+        row.backend: rotating(candidate.backend, inputs, sweep.resident)
+        for row, candidate in zip(rows, group)
+        if row.valid
     }
-    samples = timing.measure(calls, seconds, clock)
+    for row in rows:
+        if not row.valid:
+            row.drop_speed(row.verdict)
+    if not calls:
+        return
+    progress(f"batch {rows[0].batch}, time {rows[0].time}, {rows[0].dtype}: timing of {', '.join(calls)}")
+    twin_of = next((name for name in calls if name not in REFERENCES[:2]), next(iter(calls)))
+    with Watch() as watch:
+        samples = timing.measure(
+            calls | {TWIN: calls[twin_of]},
+            sweep.seconds,
+            clock,
+            one_thread=sweep.one_thread,
+            twins=(twin_of, TWIN),
+        )
     spread = timing.compare(samples[twin_of], samples.pop(TWIN)).spread
     latency = {name: timing.latency_ms(s) for name, s in samples.items()}
-    fastest = min(latency, key=lambda name: latency[name]["p50"])
-    reference = next((name for name in (PLAIN, "eager") if name in latency), None)
+    fastest = min(samples, key=lambda name: timing.compare(samples[twin_of], samples[name]).ratio)
+    reference = next((name for name in REFERENCES if name in latency), None)
     for row in rows:
         if not row.valid:
             continue
-        row.latency_ms = latency[row.backend]
-        row.samples = len(samples[row.backend].all)
+        own = samples[row.backend]
+        row.latency_ms, row.samples, row.warmup_calls = latency[row.backend], len(own.all), own.warmup_calls
         row.throughput_videos_per_s = row.batch / row.latency_ms["mean"] * 1e3
-        row.aa_spread = spread
-        row.equal_to_fastest = timing.compare(samples[fastest], samples[row.backend]).equal(spread)
+        row.aa_spread, row.other_load = spread, watch.other_load
+        against_fastest = timing.compare(samples[fastest], own)
+        row.equal_to_fastest, row.compared_by = against_fastest.equal(spread), against_fastest.clock
         if reference is not None:
             row.reference = reference
-            row.speedup_vs_reference = latency[reference]["p50"] / row.latency_ms["p50"]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+            row.speedup_vs_reference = 1 / timing.compare(samples[reference], own).ratio

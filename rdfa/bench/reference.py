@@ -1,63 +1,46 @@
-"""What every backend is measured against: the detector on the plain PyTorch operators, in float64 and in float32.
+"""What every backend is measured against: the detector on the plain PyTorch operators, in float64.
 
-The float64 run says what the outputs should be; the float32 run, under the name ``eager_plain``, is the reference row
-of speed: the same module that the backend ``eager`` runs, minus the native operators.
+Shapes: B batch, C feature channels, T time steps.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from ops import library
-from rdfa import config
-from rdfa.errors import UsageError
+from rdfa.bench.backends import detectors
 from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.inference.settings import PostProcessingSettings
-from rdfa.modeling.detector import build_detector
 from rdfa.runtime import manifest as manifests
 from rdfa.runtime.session import Outputs
-from rdfa.runtime.torch_threads import pinned
 
 # Frame rate that detections are put in seconds with when the artifact's data set names none.
 DEFAULT_FPS = 30.0
 
 
 class PlainDetector:
-    """The artifact's detector on the plain operators of `ops`, on the CPU."""
+    """The artifact's detector on the plain operators of `ops`, on the device that is measured."""
 
-    def __init__(self, artifact: Path, threads: int | None, post: PostProcessingSettings):
+    def __init__(self, artifact: Path, threads: int | None, post: PostProcessingSettings, device: str = "cpu"):
         self.manifest = manifests.read(artifact)
-        self._threads, self._post = threads, post
-        name = manifests.find(self.manifest, "safetensors")
-        if name is None:
-            raise UsageError(f"{artifact} has no safetensors file, which the float64 reference needs: export it again")
-        manifests.verify(artifact, self.manifest, [name])
-        self._detector = build_detector(config.from_text(self.manifest["config"]).model)
-        self._detector.load_state_dict(load_file(artifact / name))
-        self._detector.eval()
-
-    def run(self, features_BCT: np.ndarray, mask_BT: np.ndarray) -> Outputs:
-        """The three outputs in float32: what speed is compared with."""
-        return self._run(features_BCT, mask_BT, torch.float32)
+        self._threads, self._post, self._device = threads, post, device
+        self._detector = detectors.load_weights(artifact, "the float64 reference")
+        self._backends: dict[str, Any] = {}
 
     def exact(self, features_BCT: np.ndarray, mask_BT: np.ndarray) -> Outputs:
         """The three outputs in float64: what every backend should give."""
-        return self._run(features_BCT, mask_BT, torch.float64)
+        return self.rounded(features_BCT, mask_BT, "float64")
 
-    def _run(self, features_BCT: np.ndarray, mask_BT: np.ndarray, dtype: torch.dtype) -> Outputs:
-        with pinned(self._threads), plain_operators(), torch.inference_mode():
-            self._detector.to(dtype)
-            outputs = self._detector(torch.from_numpy(features_BCT).to(dtype), torch.from_numpy(mask_BT))
-            return Outputs(*(o.numpy() for o in outputs))
+    def rounded(self, features_BCT: np.ndarray, mask_BT: np.ndarray, dtype: str) -> Outputs:
+        """The same in another dtype: what its rounding does to the outputs."""
+        if dtype not in self._backends:
+            copy = detectors.converted(self._detector, self._device, dtype)
+            self._backends[dtype] = detectors.eager_plain(copy, self._device, dtype, self._threads)
+        return self._backends[dtype].run(features_BCT, mask_BT)
 
     def detections(self, outputs: Outputs, mask_BT: np.ndarray) -> list[Detections]:
         """Final detections of each video, by the same decoding whatever backend `outputs` come from."""
-        timings = [self._timing(int(valid)) for valid in mask_BT.sum(1)]
         logits, offsets, point_mask = (torch.from_numpy(np.ascontiguousarray(o)) for o in outputs)
         points = self._detector.points(mask_BT.shape[1])
         timings = [self._timing(int(valid)) for valid in mask_BT.sum(1)]
@@ -73,22 +56,6 @@ class PlainDetector:
         fps = spec["default_fps"] or DEFAULT_FPS
         duration = (valid * stride + spec["num_frames"]) / fps
         return VideoTiming(fps=fps, duration=duration, feat_stride=stride, num_frames=spec["num_frames"])
-
-
-@contextlib.contextmanager
-def plain_operators() -> Iterator[None]:
-    """Within the block every operator runs its plain reference, as on a machine without the native library."""
-    original = library.available
-    library.available = lambda: False
-    try:
-        yield
-    finally:
-        library.available = original
-
-
-def native_operators() -> bool:
-    """Whether the backend ``eager`` runs anything but the plain operators."""
-    return library.loaded()
 
 
 def resolve_device(device: str) -> str:

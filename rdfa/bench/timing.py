@@ -6,6 +6,7 @@ order of turns is reversed every round; percentiles come from the raw samples. A
 two names, shows the spread between equals: a difference inside it is none.
 """
 
+import contextlib
 import math
 import statistics
 import time
@@ -15,6 +16,10 @@ from dataclasses import dataclass, field
 Clock = Callable[[], float]
 
 ROUNDS = 20
+# While two runs of one variant still differ by more than `STEADY`, rounds go on for up to `PATIENCE` times as long;
+# for longer where they are compared by CPU time, which more rounds always make more certain.
+STEADY = 0.02
+PATIENCE, CPU_PATIENCE = 2, 6
 # A warm-up ends when the fastest of the last `WARM_WINDOW` calls gains less than `WARM_GAIN` on all calls before them,
 # or when it has taken as long as the timing may take.
 WARM_WINDOW = 3
@@ -25,13 +30,18 @@ OVERDRAFT = 3
 # Thread pools of other variants keep spinning for some milliseconds after their turn: a block of calls shorter than
 # this starts with an untimed one.
 SETTLE_S = 0.05
+PERCENTS = (50, 90, 95, 97, 99, 99.9)
+# An interval of a ratio leaves out its true value once in so many times, at most.
+CERTAIN = 0.005
 
 
 @dataclass
 class Samples:
-    """Seconds per call of one variant, one list per round."""
+    """Seconds per call of one variant, one list per round: of the wall clock, and of CPU time of the whole process."""
 
     blocks: list[list[float]] = field(default_factory=list)
+    cpu_blocks: list[list[float]] = field(default_factory=list)
+    waits: int = 0  # times that the calling thread gave up its core by itself
     warmup_calls: int = 0
 
     @property
@@ -39,13 +49,22 @@ class Samples:
         return [s for block in self.blocks for s in block]
 
     @property
-    def medians(self) -> list[float]:
+    def undisturbed(self) -> bool:
+        """Whether CPU time is what a call takes: see the head of this file."""
+        return len(self.cpu_blocks) == len(self.blocks) > 0 and self.waits == 0
+
+    def medians(self, by_cpu: bool) -> list[float]:
         """Median of each round: what two variants are compared by."""
-        return [statistics.median(block) for block in self.blocks]
+        return [statistics.median(block) for block in (self.cpu_blocks if by_cpu else self.blocks)]
 
 
 def measure(
-    variants: Mapping[str, Callable[[int], object]], seconds: float, clock: Clock = time.perf_counter
+    variants: Mapping[str, Callable[[int], object]],
+    seconds: float,
+    clock: Clock = time.perf_counter,
+    *,
+    one_thread: bool = False,
+    twins: tuple[str, str] | None = None,
 ) -> dict[str, Samples]:
     """Time every variant for about `seconds` of its own calls, in `ROUNDS` interleaved rounds.
 
@@ -54,27 +73,41 @@ def measure(
         seconds: budget per variant, warm-up not included. A variant with slower calls still gets a warm-up and one to
             `LEAST_CALLS` timed calls.
         clock: seconds, monotonic.
+        one_thread: the variants were told to use one thread of a CPU, so CPU time may be what they take.
+        twins: two names of one variant; more rounds are made while their times differ.
     """
     samples = {name: Samples() for name in variants}
     estimates = {name: _warm_up(call, seconds, clock, samples[name]) for name, call in variants.items()}
     spent = dict.fromkeys(variants, 0.0)
-    for turn in range(ROUNDS):
-        budget = seconds * (OVERDRAFT if turn < LEAST_CALLS else 1)
+    for turn in range(ROUNDS * (CPU_PATIENCE if one_thread else PATIENCE)):
+        if turn and turn % ROUNDS == 0 and _steady(samples, twins):
+            break
+        allowed = seconds * (1 + turn // ROUNDS)
+        budget = allowed * (OVERDRAFT if turn < LEAST_CALLS else 1)
         running = [name for name in variants if turn == 0 or spent[name] + estimates[name] <= budget]
         for name in running if turn % 2 == 0 else reversed(running):
             calls = max(1, math.floor(seconds / ROUNDS / estimates[name]))
             block = _block(variants[name], calls, settle=estimates[name] < SETTLE_S, clock=clock)
-            spent[name] += sum(block)
-            estimates[name] = min(estimates[name], *block)
-            samples[name].blocks.append(block)
+            # Time that other programs take does not shorten a measurement that they do not disturb.
+            own = block.cpu if one_thread and block.waits == 0 else block.wall
+            spent[name] += sum(own)
+            estimates[name] = min(estimates[name], *own)
+            samples[name].blocks.append(block.wall)
+            if one_thread:
+                samples[name].cpu_blocks.append(block.cpu)
+                samples[name].waits += block.waits
     return samples
+
+
+def _steady(samples: Mapping[str, Samples], twins: tuple[str, str] | None) -> bool:
+    return twins is None or compare(*(samples[name] for name in twins)).spread <= STEADY
 
 
 def _warm_up(call: Callable[[int], object], seconds: float, clock: Clock, samples: Samples) -> float:
     """Run until steady; return the seconds that a call takes."""
     times: list[float] = []
     while True:
-        times += _block(call, 1, settle=False, clock=clock)
+        times += _block(call, 1, settle=False, clock=clock).wall
         samples.warmup_calls += 1
         if sum(times) >= seconds:
             break
@@ -84,15 +117,33 @@ def _warm_up(call: Callable[[int], object], seconds: float, clock: Clock, sample
     return max(min(times), 1e-9)
 
 
-def _block(call: Callable[[int], object], calls: int, *, settle: bool, clock: Clock) -> list[float]:
+@dataclass
+class _Block:
+    wall: list[float]
+    cpu: list[float]
+    waits: int
+
+
+def _block(call: Callable[[int], object], calls: int, *, settle: bool, clock: Clock) -> _Block:
     if settle:
         call(calls)
-    times = []
+    block = _Block([], [], -_voluntary_switches())
     for i in range(calls):
-        start = clock()
+        start, cpu_start = clock(), time.process_time()
         call(i)
-        times.append(clock() - start)
-    return times
+        block.cpu.append(time.process_time() - cpu_start)
+        block.wall.append(clock() - start)
+    block.waits += _voluntary_switches()
+    return block
+
+
+def _voluntary_switches() -> int:
+    """How often this thread has given up its core to wait; 0 where the system does not say."""
+    with contextlib.suppress(ImportError, AttributeError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    return 0
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
@@ -102,20 +153,22 @@ def percentile(samples: Sequence[float], percent: float) -> float:
 
 
 def latency_ms(samples: Samples) -> dict[str, float]:
-    """min, mean, p50, p90 and p99 in milliseconds."""
+    """min, mean and percentiles in milliseconds."""
     times = [1e3 * s for s in samples.all]
     figures = {"min": min(times), "mean": statistics.fmean(times)}
-    figures |= {f"p{p}": percentile(times, p) for p in (50, 90, 99)}
+    figures |= {f"p{p:g}": percentile(times, p) for p in PERCENTS}
     return {name: round(value, 6) for name, value in figures.items()}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much longer `other` takes than `base`: the ratio of their times, and the interval it lies in."""
+    """How much longer `other` takes than `base`: the ratio of their times, the interval it lies in, and by what clock
+    ("cpu" or "wall")."""
 
     ratio: float
     low: float
     high: float
+    clock: str = "wall"
 
     def equal(self, spread: float) -> bool:
         """True when the difference is inside the spread between equals, or its sign is not certain."""
@@ -128,16 +181,17 @@ class Comparison:
 
 
 def compare(base: Samples, other: Samples) -> Comparison:
-    """Median over the rounds of the ratio of round medians, with its distribution-free interval of at least 95 %.
+    """Median over the rounds of the ratio of round medians, with its distribution-free interval of at least 99.5 %.
 
-    Both variants of a round ran next to each other, so what disturbed one disturbed the other. With fewer than six
+    Both variants of a round ran next to each other, so what disturbed one disturbed the other. With fewer than nine
     rounds no such interval exists, and the extremes stand in for it.
     """
-    ratios = sorted(b / a for a, b in zip(base.medians, other.medians))
+    by_cpu = base.undisturbed and other.undisturbed
+    ratios = sorted(b / a for a, b in zip(base.medians(by_cpu), other.medians(by_cpu)))
     n = len(ratios)
     # The median lies outside [ratios[k], ratios[n-1-k]] with probability 2 * P(Binomial(n, 1/2) <= k).
     k, tail = 0, 2 / 2**n
-    while tail + 2 * math.comb(n, k + 1) / 2**n <= 0.05:
+    while tail + 2 * math.comb(n, k + 1) / 2**n <= CERTAIN:
         k += 1
         tail += 2 * math.comb(n, k) / 2**n
-    return Comparison(statistics.median(ratios), ratios[k], ratios[n - 1 - k])
+    return Comparison(statistics.median(ratios), ratios[k], ratios[n - 1 - k], "cpu" if by_cpu else "wall")

@@ -154,10 +154,7 @@ class FeatureDataset(Dataset):
         settings, video, files = self.settings, self.videos[index], self.files[index]
         parts = [load_features(file, self.feature_dim if len(files) == 1 else None) for file in files]
         if settings.resize:
-            duration = video.duration
-            if duration is None:
-                duration = ((len(parts[0]) - 1) * settings.feat_stride + settings.num_frames) / video.fps
-            video = dataclasses.replace(video, duration=duration, fps=settings.max_seq_len / duration)
+            video = resized_video(video, len(parts[0]), settings)
             parts = [resize_features(part, settings.max_seq_len) for part in parts]
         features_TC = join_features(parts, files)
         check_channels(features_TC, " + ".join(map(str, files)), self.feature_dim)
@@ -194,6 +191,17 @@ class FeatureDataset(Dataset):
                 remedy += ", or set Dataset.skip_missing = True to go on without these videos"
             raise UsageError(f"{found}: {remedy}")
         print(f"warning: {found}: going on without them", file=sys.stderr)
+
+
+def resized_video(video: Video, num_clips: int, settings: DatasetSettings) -> Video:
+    """The video of `num_clips` feature vectors after they are resized: its frame rate is that of the new grid.
+
+    Its duration is what it was, or else what the feature vectors cover.
+    """
+    duration = video.duration
+    if duration is None:
+        duration = ((num_clips - 1) * settings.feat_stride + settings.num_frames) / video.fps
+    return dataclasses.replace(video, duration=duration, fps=settings.max_seq_len / duration)
 
 
 def pad_batch(

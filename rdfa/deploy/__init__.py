@@ -3,6 +3,6 @@
 manifest = rdfa.deploy.export("RUN", "OUT", formats=["torchscript", "onnx"])
 """
 
-from rdfa.deploy.artifact import DEFAULT_FORMATS, DTYPES, FORMATS, export
+from rdfa.deploy.artifact import DEFAULT_DTYPES, DEFAULT_FORMATS, FORMATS, export
 
-__all__ = ["DEFAULT_FORMATS", "DTYPES", "FORMATS", "export"]
+__all__ = ["DEFAULT_DTYPES", "DEFAULT_FORMATS", "FORMATS", "export"]

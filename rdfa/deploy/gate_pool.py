@@ -24,10 +24,10 @@ class GatherGatePool(nn.Module):
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         length, bins = x_BLC.shape[1], self.length
-        bin_G = torch.arange(bins)
+        bin_G = torch.arange(bins, device=x_BLC.device)
         start_G = bin_G * length // bins
         width_G = ((bin_G + 1) * length + bins - 1) // bins - start_G
-        step_W = torch.arange((length + bins - 1) // bins + 1)
+        step_W = torch.arange((length + bins - 1) // bins + 1, device=x_BLC.device)
         index_GW = (start_G[:, None] + step_W).clamp(max=length - 1)
         inside_GW1 = (step_W < width_G[:, None]).to(x_BLC.dtype)[:, :, None]
         x_BGWC = x_BLC.index_select(1, index_GW.flatten()).unflatten(1, (bins, -1))

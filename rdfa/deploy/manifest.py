@@ -11,6 +11,7 @@ from typing import Any
 
 import rdfa
 from rdfa.config import REPOSITORY, Config, to_gin
+from rdfa.modeling.detector import build_generator
 from rdfa.runtime.manifest import FORMAT_VERSION, MANIFEST, sha256
 
 
@@ -25,6 +26,7 @@ def describe(config: Config, classes: list[str], source: dict[str, Any]) -> dict
         "format_version": FORMAT_VERSION,
         "config": to_gin(config),
         "features": feature_spec(config),
+        "decoding": decoding(config),
         "classes": classes,
         "source": source,
         "versions": _versions(),
@@ -55,6 +57,28 @@ def feature_spec(config: Config) -> dict[str, Any]:
         "multiple": math.lcm(config.loader.max_div_factor, config.model.coarsest_stride),
         "max_time": int(generator.max_seq_len * generator.max_buffer_len_factor),
         "padding_value": config.loader.padding_value,
+    }
+
+
+def decoding(config: Config) -> dict[str, Any]:
+    """What turns outputs into detections, for programs that cannot read the configuration: `ops.decode_nms`'s settings.
+
+    levels: stride, and least and largest offset in frames, of each pyramid level, finest first.
+    """
+    generator, post = build_generator(config.model), config.post
+    levels = zip(generator.strides, generator.regression_ranges)
+    return {
+        "levels": [{"stride": stride, "range": list(bounds)} for stride, bounds in levels],
+        "pre_nms_thresh": post.pre_nms_thresh,
+        "pre_nms_topk": post.pre_nms_topk,
+        "duration_thresh": post.duration_thresh,
+        "method": post.nms_method,
+        "multiclass": post.multiclass_nms,
+        "iou_threshold": post.iou_threshold,
+        "min_score": post.min_score,
+        "max_seg_num": post.max_seg_num,
+        "sigma": post.nms_sigma,
+        "voting_thresh": post.voting_thresh,
     }
 
 

@@ -2,6 +2,10 @@
 
 A runtime that has a native kernel for the node uses it; any other inlines the function, so the file needs nothing
 beside it. Batch and time are dynamic. Class names, feature specification and version are in the file's metadata.
+
+The variants differ in the function alone: one with a loop, for CPUs; one without control flow, for GPUs; and one
+without functions, for runtimes that know none (OpenVINO). In float16 weights and activations are halves, scans stay in
+float32, and inputs and outputs are float32 as ever.
 """
 
 import contextlib
@@ -11,17 +15,19 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from ops.selective_scan.export import OPSET, add_functions
-from rdfa.deploy.onnx_modules import replace_parts
+from ops.selective_scan.export import DOMAIN, OPSET, add_functions
+from rdfa.deploy.onnx_modules import HalfInside, replace_parts
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import Detector
 
 try:
     import onnx
+    import onnx.inliner
     import onnx_ir.passes.common as ir_passes
     from onnx_ir.passes import Sequential
     from onnxscript.optimizer import fold_constants
@@ -29,30 +35,62 @@ except ImportError as error:
     raise UsageError(f"ONNX export needs {error.name}: pip install 'rdfa-s6[onnx]'") from error
 
 
-def export(detector: Detector, path: Path, manifest: dict[str, Any], interface: dict[str, Any], time: int) -> None:
-    """Write `detector` to `path`.
+class Variant(NamedTuple):
+    """body: of the function, see `ops.selective_scan.export`. inlined: whether its nodes stand in the graph itself."""
+
+    body: str
+    inlined: bool = False
+
+
+VARIANTS = {"onnx": Variant("cpu"), "onnx_gpu": Variant("gpu"), "onnx_inlined": Variant("cpu", inlined=True)}
+
+
+def export(
+    detector: Detector,
+    paths: dict[str, Path],
+    manifest: dict[str, Any],
+    interface: dict[str, Any],
+    time: int,
+    dtype: str = "float32",
+) -> None:
+    """Trace `detector` once, and write each variant.
 
     Args:
+        paths: file by the name of its variant.
         manifest: its "classes", "features" and "versions" go into the file's metadata.
         interface: names and axes of inputs and outputs (`rdfa.deploy.manifest.interface`).
         time: length of the example that is traced; the file serves every multiple of the coarsest stride.
+        dtype: "float32" or "float16".
 
     Raises:
         RunError: an axis of the graph is not what the interface says.
     """
-    detector = copy.deepcopy(detector).eval()
+    detector = copy.deepcopy(detector).eval().to(getattr(torch, dtype))
     replace_parts(detector)
-    model = _trace(detector, interface, time)
-    _clean(model, interface)
-    add_functions(model)
-    model.producer_name, model.producer_version = "rdfa", manifest["versions"]["rdfa"]
-    facts = {"classes": manifest["classes"], "features": manifest["features"], "rdfa_version": model.producer_version}
-    onnx.helper.set_model_props(model, {key: _text(value) for key, value in facts.items()})
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
+    traced = _trace(detector, HalfInside(detector).eval() if dtype == "float16" else detector, interface, time)
+    _clean(traced, interface)
+    traced.producer_name, traced.producer_version = "rdfa", manifest["versions"]["rdfa"]
+    facts = {"classes": manifest["classes"], "features": manifest["features"], "rdfa_version": traced.producer_version}
+    onnx.helper.set_model_props(traced, {key: _text(value) for key, value in facts.items()})
+    for name, path in paths.items():
+        model = onnx.ModelProto()
+        model.CopyFrom(traced)
+        add_functions(model, VARIANTS[name].body, detector.generator.max_frames)
+        if VARIANTS[name].inlined:
+            model = _inlined(model)
+        onnx.checker.check_model(model, full_check=True)
+        path.write_bytes(model.SerializeToString())
 
 
-def _trace(detector: Detector, interface: dict[str, Any], time: int) -> "onnx.ModelProto":
+def _inlined(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    model = onnx.inliner.inline_local_functions(model)
+    for entry in [entry for entry in model.opset_import if entry.domain == DOMAIN]:
+        model.opset_import.remove(entry)
+    return model
+
+
+def _trace(detector: Detector, module: nn.Module, interface: dict[str, Any], time: int) -> "onnx.ModelProto":
+    """The graph of `module`, which is `detector` or contains it."""
     stride = detector.settings.coarsest_stride
     batch = torch.export.Dim("batch")
     # The length is a multiple of the coarsest stride by construction, so that no level needs rounding.
@@ -61,7 +99,7 @@ def _trace(detector: Detector, interface: dict[str, Any], time: int) -> "onnx.Mo
     mask = torch.ones(2, time, dtype=torch.bool)
     with _quiet():
         program = torch.onnx.export(
-            detector,
+            module,
             (features, mask),
             dynamo=True,
             opset_version=OPSET,

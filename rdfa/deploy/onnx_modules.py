@@ -8,8 +8,11 @@ Each computes what the part it stands for computes, up to rounding, for every ba
 - `column_gate`: ONNX Runtime (seen in 1.21 to 1.32) fuses a transposed operand into a product with a vector, and
   computes something else; a product with a matrix of one column stays right.
 
+Parts of a detector in float16 stay so, but for A, D and the bias of the scans, which compute in float32.
+
 Shape suffixes: B batch, L sequence length, C channels of the input, D inner channels, K convolution widths, H = D x K,
-N states per channel, R rank of delta, E = 2 H, G length of the channel gate's sequences, 2B both directions of a batch.
+N states per channel, R rank of delta, E = 2 H, F = 2 D, G length of the channel gate's sequences, 2B both directions of
+a batch.
 """
 
 from collections.abc import Callable
@@ -34,6 +37,18 @@ def replace_parts(module: nn.Module) -> None:
             replace_parts(child)
     if isinstance(module, DualBiS6Block):
         module.gate = column_gate(module)
+
+
+class HalfInside(nn.Module):
+    """A detector in float16 between float32 inputs and outputs."""
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cls_logits, offsets, point_mask = self.detector(features_BCT.half(), mask_BT)
+        return cls_logits.float(), offsets.float(), point_mask
 
 
 def column_gate(block: DualBiS6Block) -> Callable[[Tensor], Tensor]:
@@ -85,9 +100,10 @@ class FusedBiS6(nn.Module):
     def scans(self, x_BLC: Tensor) -> Tensor:
         """The gated scans, x_BLC -> y_BLE, in the order of this block's own `out_proj`."""
         batch = x_BLC.shape[0]
-        x_fwd, z_fwd, x_bwd, z_bwd = self.in_proj(x_BLC).transpose(1, 2).split(self.d_inner, dim=1)
-        x_2BDL = torch.cat([x_fwd, x_bwd.flip(2)])
-        z_2BDL = torch.cat([z_fwd, z_bwd.flip(2)])
+        # Flipped while whole time steps lie together in memory.
+        forward_BLF, backward_BLF = self.in_proj(x_BLC).split(2 * self.d_inner, dim=2)
+        both_2BLF = torch.cat([forward_BLF, backward_BLF.flip(1)])
+        x_2BDL, z_2BDL = both_2BLF.transpose(1, 2).split(self.d_inner, dim=1)
         padded = F.pad(x_2BDL, (self.width - 1, 0))
         u_2BHL = F.silu(F.conv1d(padded, self.conv_weight_H1W, self.conv_bias_H, groups=self.d_inner))
         u_2BDKL = u_2BHL.unflatten(1, (self.d_inner, self.widths))
@@ -97,8 +113,9 @@ class FusedBiS6(nn.Module):
         y_2BHL = export.node(
             u_2BHL, delta_2BHL, self.A_HN, B_2BNL, C_2BNL, self.D_H, z_2BHL, self.delta_bias_H, delta_softplus=True
         )
+        y_2BLH = y_2BHL.transpose(1, 2)
         # Slices: the exporter writes the traced batch size into `chunk`.
-        return torch.cat([y_2BHL[:batch], y_2BHL[batch:].flip(2)], dim=1).transpose(1, 2)
+        return torch.cat([y_2BLH[:batch], y_2BLH[batch:].flip(1)], dim=2)
 
 
 _REPLACEMENTS = {GatePool: GatherGatePool, FeatureAggregatedBiS6: FusedBiS6}

@@ -21,8 +21,7 @@ from ops import library
 from ops.nms.reference import METHODS
 from rdfa.errors import UsageError
 from rdfa.inference.settings import PostProcessingSettings
-from rdfa.modeling.detector import Detector
-from rdfa.modeling.folded import fold
+from rdfa.runtime.torch_device import full_precision
 
 EXTRA_FILE = "rdfa.json"
 
@@ -43,8 +42,14 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
-def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostProcessingSettings, time: int) -> None:
-    """Fold `detector`, trace it over the operators of the library and write it to `path`.
+def export(
+    detector: nn.Module,
+    path: Path,
+    manifest: dict[str, Any],
+    post: PostProcessingSettings,
+    time: int,
+) -> None:
+    """Trace `detector`, as `form.deployed` made it, over the operators of the library and write it to `path`.
 
     Args:
         manifest: its "classes", "features" and "versions" go into the file.
@@ -56,7 +61,6 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
     """
     if not library.loaded():
         raise UsageError(f"TorchScript files run on the native operators, which are missing here: {library.REMEDY}")
-    folded = fold(detector)
     features = torch.zeros(2, detector.settings.embedding.input_c, time)
     mask = torch.ones(2, time, dtype=torch.bool)
     with torch.no_grad(), warnings.catch_warnings():
@@ -64,7 +68,9 @@ def export(detector: Detector, path: Path, manifest: dict[str, Any], post: PostP
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # The operators check shapes in Python; those checks are not part of the file.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        traced = torch.jit.trace(folded, (features, mask), check_trace=False)
+        # A traced convolution keeps this setting of its trace, wherever the file will run.
+        with full_precision("cuda"):
+            traced = torch.jit.trace(detector, (features, mask), check_trace=False)
         module = torch.jit.script(DeployedDetector(traced, detector, manifest, post).eval())
         facts = {"classes": manifest["classes"], "features": manifest["features"], "versions": manifest["versions"]}
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(facts)})
@@ -78,7 +84,7 @@ class DeployedDetector(nn.Module):
     level_strides: list[int]
     level_ranges: list[tuple[float, float]]
 
-    def __init__(self, traced, detector: Detector, manifest: dict[str, Any], post: PostProcessingSettings):
+    def __init__(self, traced, detector: nn.Module, manifest: dict[str, Any], post: PostProcessingSettings):
         super().__init__()
         self.detector = traced
         self.class_names = list(manifest["classes"])
@@ -117,6 +123,7 @@ class DeployedDetector(nn.Module):
                 the end.
         """
         cls_logits, offsets, point_mask = self.detector(features, mask)
+        cls_logits, offsets, point_mask = cls_logits.cpu(), offsets.cpu(), point_mask.cpu()  # where decode_nms runs
         points = self.points(features.shape[2])
         stride = self.feature_spec["stride"] * self.feature_spec["downsample_rate"]
         results: list[Detections] = []

@@ -5,16 +5,17 @@
     DIR/rdfa_torchscript/1/             model.pt, and librdfa_ops.so, which the server must preload
     DIR/rdfa_onnx/config.pbtxt          for the backend of onnxruntime_onnx
     DIR/rdfa_onnx/1/model.onnx
+    DIR/rdfa_aoti/config.pbtxt          for the backend of torch_aoti (AOTInductor, from release 26.03 on)
+    DIR/rdfa_aoti/1/model.pt2
     DIR/*/warmup/mask                   input of the warm-up
 
 A model takes and gives what the manifest says of its file; its client decodes. The server batches requests of equal
-length. Models run on the CPU, like the artifact's files.
+length. Models run where the artifact's files were exported for.
 """
 
 import importlib
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,15 +37,20 @@ class Model(NamedTuple):
     platform: str
     backend: str
     file: str
-    output_name: str  # the server's name of an output, given the manifest's and its position
+    # The server's name of an input or output, given the manifest's and its position.
+    input_name: str
+    output_name: str
     warmups: int  # runs at one size until the backend has settled
 
 
 MODELS = {
     # TorchScript specialises itself during its first runs. Its outputs have no names: the server goes by the number.
-    "torchscript": Model("rdfa_torchscript", "pytorch_libtorch", "pytorch", "model.pt", "{name}__{index}", 3),
-    "onnx": Model("rdfa_onnx", "onnxruntime_onnx", "onnxruntime", "model.onnx", "{name}", 1),
+    "torchscript": Model("rdfa_torchscript", "pytorch_libtorch", "pytorch", "model.pt", "{name}", "{name}__{index}", 3),
+    "onnx": Model("rdfa_onnx", "onnxruntime_onnx", "onnxruntime", "model.onnx", "{name}", "{name}", 1),
+    # Neither has names in an AOTInductor package.
+    "aoti": Model("rdfa_aoti", "torch_aoti", "pytorch", "model.pt2", "INPUT__{index}", "OUTPUT__{index}", 1),
 }
+NATIVE = (MODELS["torchscript"], MODELS["aoti"])  # run on the operator library
 
 
 def check(repository: str | os.PathLike) -> None:
@@ -68,8 +74,11 @@ def write(artifact: str | os.PathLike, repository: str | os.PathLike) -> list[st
     manifest = manifests.read(artifact)
     models = {file: model for kind, model in MODELS.items() if (file := manifests.find(manifest, kind))}
     if not models:
-        raise UsageError(f"{os.fspath(artifact)} has no file that the server runs: export --formats torchscript,onnx")
-    library = manifests.find(manifest, "library") if MODELS["torchscript"] in models.values() else None
+        raise UsageError(
+            f"{os.fspath(artifact)} has no file that the server runs: export --formats torchscript,onnx,aoti"
+        )
+    native = next((model for model in models.values() if model in NATIVE), None)
+    library = manifests.find(manifest, "library") if native else None
     manifests.verify(artifact, manifest, [*models, *([library] if library else [])])
     with replacing_folder(Path(repository)) as directory:
         for file, model in models.items():
@@ -80,76 +89,102 @@ def write(artifact: str | os.PathLike, repository: str | os.PathLike) -> list[st
             (folder / CONFIG).write_text(config_text(manifest, file, model), encoding="utf-8")
             (folder / "warmup" / WARMUP_MASK).write_bytes(b"\1" * manifest["features"]["max_seq_len"])
         if library:
-            shutil.copyfile(Path(artifact) / library, directory / MODELS["torchscript"].name / "1" / library)
-        (directory / README).write_text(_readme(manifest["features"], models.values(), library), encoding="utf-8")
+            shutil.copyfile(Path(artifact) / library, directory / native.name / "1" / library)
+        preload = f"/models/{native.name}/1/{library}" if library else None
+        (directory / README).write_text(_readme(manifest, models, preload), encoding="utf-8")
     return [model.name for model in models.values()]
 
 
 def config_text(manifest: dict[str, Any], file: str, model: Model) -> str:
     """config.pbtxt of one file of the artifact: a ModelConfig in protobuf's text format."""
     entry = manifest["files"][file]
-    outputs = [
-        _tensor({**tensor, "name": model.output_name.format(name=tensor["name"], index=index)})
-        for index, tensor in enumerate(entry["outputs"])
-    ]
+    inputs, outputs = _renamed(entry["inputs"], model.input_name), _renamed(entry["outputs"], model.output_name)
     config = _protobuf().ModelConfig(
         name=model.name,
         platform=model.platform,
         backend=model.backend,
         default_model_filename=model.file,
         max_batch_size=MAX_BATCH,
-        input=[_tensor(tensor) for tensor in entry["inputs"]],
-        output=outputs,
+        input=list(inputs.values()),
+        output=list(outputs.values()),
         dynamic_batching={"max_queue_delay_microseconds": QUEUE_DELAY_US},
         # One, which uses all cores: the backends compute one batch with many threads.
-        instance_group=[{"kind": "KIND_CPU", "count": 1}],
-        model_warmup=[_warmup(entry["inputs"], manifest["features"], batch, model) for batch in (1, MAX_BATCH)],
+        instance_group=[{"kind": "KIND_GPU" if _on_gpu(entry) else "KIND_CPU", "count": 1}],
+        model_warmup=[_warmup(inputs, manifest["features"], batch, model) for batch in (1, MAX_BATCH)],
     )
     text_format = importlib.import_module("google.protobuf.text_format")
     return text_format.MessageToString(config, as_utf8=True)
 
 
-def _tensor(tensor: dict[str, Any]) -> dict[str, Any]:
-    """The batch, first in the manifest's shapes, is no part of the server's; a dynamic axis is -1 there."""
-    dims = [size if isinstance(size, int) else -1 for size in tensor["shape"][1:]]
-    return {"name": tensor["name"], "data_type": TYPES[tensor["dtype"]], "dims": dims}
+def _renamed(tensors: list[dict[str, Any]], pattern: str) -> dict[str, dict[str, Any]]:
+    """The server's tensors under the manifest's names.
+
+    The batch, first in the manifest's shapes, is no part of the server's; a dynamic axis is -1 there.
+    """
+    renamed = {}
+    for index, tensor in enumerate(tensors):
+        dims = [size if isinstance(size, int) else -1 for size in tensor["shape"][1:]]
+        name = pattern.format(name=tensor["name"], index=index)
+        renamed[tensor["name"]] = {"name": name, "data_type": TYPES[tensor["dtype"]], "dims": dims}
+    return renamed
 
 
-def _warmup(inputs: list[dict[str, Any]], spec: dict[str, Any], batch: int, model: Model) -> dict[str, Any]:
+def _on_gpu(entry: dict[str, Any]) -> bool:
+    return entry.get("device", "cpu") != "cpu"
+
+
+def _warmup(inputs: dict[str, dict[str, Any]], spec: dict[str, Any], batch: int, model: Model) -> dict[str, Any]:
     """`batch` requests of the commonest length at once; every clip is real, and its features are zero."""
     samples = {}
-    for tensor in map(_tensor, inputs):
+    for name, tensor in inputs.items():
         dims = [spec["max_seq_len"] if size == -1 else size for size in tensor["dims"]]
-        source = {"input_data_file": WARMUP_MASK} if tensor["name"] == "mask" else {"zero_data": True}
+        source = {"input_data_file": WARMUP_MASK} if name == "mask" else {"zero_data": True}
         samples[tensor["name"]] = {"data_type": tensor["data_type"], "dims": dims, **source}
     return {"name": f"batch of {batch}", "batch_size": batch, "inputs": samples, "count": model.warmups}
 
 
-def _readme(spec: dict[str, Any], models: Iterable[Model], library: str | None) -> str:
-    start = "tritonserver --model-repository=/models"
-    preload = ""
+def _readme(manifest: dict[str, Any], models: dict[str, Model], library: str | None) -> str:
+    """`models` by the artifact's file names; `library`: where the server finds the operators."""
+    spec, names = manifest["features"], ", ".join(model.name for model in models.values())
+    start, notes = "tritonserver --model-repository=/models", ""
     if library:
-        path = f"/models/{MODELS['torchscript'].name}/1/{library}"
-        start = f"LD_LIBRARY_PATH=/opt/tritonserver/backends/pytorch:$LD_LIBRARY_PATH LD_PRELOAD={path} exec {start}"
-        preload = (
-            "\nThe TorchScript model runs on operators of its own, in a library that the server must preload. The "
-            "library works with\nthe libtorch of PyTorch 2.11 to 2.13: choose the server's release by that.\n"
+        start = f"LD_LIBRARY_PATH=/opt/tritonserver/backends/pytorch:$LD_LIBRARY_PATH LD_PRELOAD={library} exec {start}"
+        kinds = " and ".join(model.name for model in models.values() if model in NATIVE)
+        notes = (
+            f"\n{kinds}: on operators of their own, in a library that the server must preload. The library works with\n"
+            "the libtorch of PyTorch 2.11 to 2.13: choose the server's release by that.\n"
         )
-    names = ", ".join(model.name for model in models)
+    if MODELS["aoti"] in models.values():
+        notes += (
+            f"{MODELS['aoti'].name} is machine code for the libtorch of PyTorch {manifest['versions']['torch']}; it "
+            "asks for release 26.03 or later.\n"
+        )
+    on_gpu = any(_on_gpu(manifest["files"][file]) for file in models)
+    gpus = "--gpus=all " if on_gpu else ""
+    tensors = "".join(
+        f"- {model.name}: {', '.join(_names(manifest['files'][file]['inputs'], model.input_name))} -> "
+        f"{', '.join(_names(manifest['files'][file]['outputs'], model.output_name))}\n"
+        for file, model in models.items()
+    )
     return f"""# Model repository for the Triton Inference Server
 
 Models: {names}. In this folder, with RELEASE a release of the server:
 
 ```
-docker run --rm -p 8000:8000 -p 8001:8001 -p 8002:8002 -v "$PWD:/models:ro" \\
+docker run --rm {gpus}-p 8000:8000 -p 8001:8001 -p 8002:8002 -v "$PWD:/models:ro" \\
     nvcr.io/nvidia/tritonserver:RELEASE-py3 bash -c '{start}'
 ```
-{preload}
+{notes}
 Requests: `features` float32 [batch, {spec["dimension"]}, time] and `mask` bool [batch, time], True on the clips of the
 video. Features are padded at the end with {spec["padding_value"]:g} to {spec["max_seq_len"]} time steps, longer ones
 to the next multiple of {spec["multiple"]}. Requests of the same length are computed together, up to {MAX_BATCH}.
-Answers: class logits, offsets, and the mask of the points, to be decoded into detections. The models run on the CPU.
-"""
+Answers: class logits, offsets, and the mask of the points, to be decoded into detections. The names of the tensors:
+
+{tensors}"""
+
+
+def _names(tensors: list[dict[str, Any]], pattern: str) -> list[str]:
+    return [tensor["name"] for tensor in _renamed(tensors, pattern).values()]
 
 
 def _is_ours(folder: Path) -> bool:

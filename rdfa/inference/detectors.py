@@ -13,7 +13,8 @@ from rdfa.inference.pipeline import Runner, run_module, run_session
 from rdfa.modeling.folded import inference_form
 from rdfa.run_dir import RunDirectory, load_detector
 
-BACKENDS = ("torchscript", "onnxruntime", "aoti", "eager")  # of an artifact; the first that can run is the default
+# Of an artifact; the first that can run is the default.
+BACKENDS = ("torchscript", "onnxruntime", "openvino", "aoti", "eager")
 
 
 class Source(NamedTuple):
@@ -25,25 +26,24 @@ class Source(NamedTuple):
     identity: dict[str, str]  # what tells this detector from others: its weights, and what runs it
 
 
-def open_artifact(path: str, backend: str | None) -> Source:
-    """An artifact directory, run by `backend`, or by the first of `BACKENDS` that can.
+def open_artifact(path: str, backend: str | None, dtype: str = "float32") -> Source:
+    """An artifact directory, run by `backend`, or by the first of `BACKENDS` that can; `dtype`: see `runtime.load`.
 
     Raises:
         UsageError: no artifact, or no backend that can run it here; says why of each.
     """
     if backend is None:
-        reasons = runtime.availability(path)
+        reasons = runtime.availability(path, dtype)
         backend = next((name for name in BACKENDS if reasons.get(name, "unknown") is None), None)
         if backend is None:
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             raise UsageError(f"no backend can run {path} here: {why}")
-    session = runtime.load(path, backend)
+    session = runtime.load(path, backend, device=None, dtype=dtype)
     settings = config.from_text(session.manifest["config"])
     names = {} if settings.dataset.class_agnostic else dict(enumerate(session.manifest["classes"]))
     digest = hashlib.sha256(json.dumps(session.manifest, sort_keys=True).encode()).hexdigest()
-    return Source(
-        run_session(session, settings.model), settings, names, {"artifact": digest, "backend": session.backend}
-    )
+    identity = {"artifact": digest, "backend": session.backend, "dtype": session.dtype}
+    return Source(run_session(session, settings.model), settings, names, identity)
 
 
 def open_run(path: str, device: str) -> Source:

@@ -63,7 +63,7 @@ def open_features(
 def _videos_of_files(settings: DatasetSettings, path: Path) -> list[Video]:
     names = list_entries(path) if path.is_dir() or path.name.endswith(HDF5) else [path.name]
     finder = FeatureFinder(settings)
-    videos = [_blank(video_id) for name in names if (video_id := finder.video_id(name)) is not None]
+    videos = [blank_video(video_id) for name in names if (video_id := finder.video_id(name)) is not None]
     if not videos:
         raise UsageError(f"--features {path}: no feature file ({settings.feature_ext or ANY_EXTENSION})")
     return videos
@@ -73,7 +73,7 @@ def _videos_of_annotations(settings: DatasetSettings, annotation_file: str, subs
     annotations = load_annotations(annotation_file)
     if subset is None and annotations.subset(settings.test_subset):
         subset = settings.test_subset
-    return [_blank(video.id, video.duration, video.fps) for video in select_subset(annotations, subset)]
+    return [blank_video(video.id, video.duration, video.fps) for video in select_subset(annotations, subset)]
 
 
 def _video_of_file(
@@ -87,13 +87,13 @@ def _video_of_file(
         finder = FeatureFinder(naming)
         for video in videos:
             if any(file.path == path for file in finder.find(video.id) or ()):
-                return naming, [_blank(video.id, video.duration, video.fps)]
+                return naming, [blank_video(video.id, video.duration, video.fps)]
     raise UsageError(
         f"--features {path} belongs to none of {len(videos)} videos of {annotation_file}: "
         "name it after its video, or leave --annotations out and give --fps"
     )
 
 
-def _blank(video_id: str, duration: float | None = None, fps: float | None = None) -> Video:
+def blank_video(video_id: str, duration: float | None = None, fps: float | None = None) -> Video:
     """Annotated actions play no part in detection: their classes need not be those of the detector."""
     return Video(video_id, "", duration, fps, np.empty((0, 2)), np.empty(0, np.int64))

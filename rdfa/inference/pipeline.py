@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rdfa.data.annotations import Video
 from rdfa.data.dataset import Batch
 from rdfa.data.settings import DatasetSettings
 from rdfa.errors import RunError
 from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.inference.fusion import ClassScores, fuse
 from rdfa.inference.settings import PostProcessingSettings
-from rdfa.modeling.detector import Detector, build_detector
+from rdfa.modeling.detector import Detector, build_generator
 from rdfa.modeling.folded import FoldedDetector
 from rdfa.modeling.settings import ModelSettings
 from rdfa.runtime.session import Session
@@ -44,7 +45,7 @@ def run_session(session: Session, settings: ModelSettings) -> Runner:
     def forward(features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, ...]:
         return tuple(map(torch.from_numpy, session.run(features_BCT.numpy(), mask_BT.numpy())))
 
-    generator = build_detector(settings).generator
+    generator = build_generator(settings)
     return Runner(forward, lambda num_clips: generator.points(num_clips, device="cpu"))
 
 
@@ -65,7 +66,7 @@ def detect_videos(
     """
     for batch in batches:
         clips = batch.mask.sum(dim=1).tolist()
-        timings = [_timing(video, n, dataset) for video, n in zip(batch.videos, clips)]
+        timings = [timing(video, n, dataset) for video, n in zip(batch.videos, clips)]
         try:
             points_P4 = runner.points(batch.features.shape[-1])
             with torch.inference_mode():
@@ -77,7 +78,8 @@ def detect_videos(
             yield video_id, detections if class_scores is None else fuse(detections, class_scores[video_id])
 
 
-def _timing(video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:
+def timing(video: Video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:
+    """Where the `num_clips` positions of the video's feature grid lie in time."""
     stride, num_frames = dataset.grid
     duration = video.duration
     if duration is None:

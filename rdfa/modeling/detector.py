@@ -36,11 +36,7 @@ class Detector(nn.Module):
         levels = settings.fpn_levels
         self.backbone = ResidualSharedBiMambaBackbone(settings)
         self.neck = NECKS[settings.detector.neck](settings.neck, levels)
-        self.generator = PointGenerator(
-            max_frames=int(settings.generator.max_seq_len * settings.generator.max_buffer_len_factor),
-            strides=[2 ** (self.start_level + level) for level in range(levels)],
-            regression_ranges=settings.generator.regression_range,
-        )
+        self.generator = build_generator(settings)
         self.cls_head = PtTransformerClsHead(settings.cls_head)
         self.reg_head = PtTransformerRegHead(settings.reg_head, levels)
 
@@ -90,6 +86,15 @@ def check_input(features_BCT: Tensor, mask_BT: Tensor, settings: ModelSettings, 
             f"the mask is {mask_BT.dtype} of shape {list(mask_BT.shape)}, expected torch.bool of shape "
             f"{[shape[0], shape[2]]}"
         )
+
+
+def build_generator(settings: ModelSettings) -> PointGenerator:
+    """The points of a detector with these settings."""
+    return PointGenerator(
+        max_frames=int(settings.generator.max_seq_len * settings.generator.max_buffer_len_factor),
+        strides=[2 ** (settings.neck.start_level + level) for level in range(settings.fpn_levels)],
+        regression_ranges=settings.generator.regression_range,
+    )
 
 
 def build_detector(settings: ModelSettings) -> Detector:

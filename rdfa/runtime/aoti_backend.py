@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rdfa.errors import RunError, UsageError
+from rdfa.runtime.torch_device import check_device, full_precision
 from rdfa.runtime.torch_threads import pinned
 from rdfa.runtime.torchscript_backend import load_operators
 
@@ -18,7 +19,8 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
     """Load the package; the result maps numpy (features, mask) to the three outputs.
 
     Raises:
-        UsageError: it was compiled for processors that have more instructions than this one.
+        UsageError: it was compiled for processors that have more instructions than this one, or for a GPU and there is
+            none.
         RunError: it does not load in this torch.
     """
     compiled_for, here = manifest["files"][path.name].get("processor"), torch.backends.cpu.get_cpu_capability()
@@ -26,10 +28,12 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
         raise UsageError(
             f"{path} was compiled for processors with {compiled_for}, this one has {here}: export it on such a machine"
         )
+    check_device(device)
     load_operators(path.parent, manifest)
+    index = torch.device(device).index or 0 if device != "cpu" else -1
     try:
         # What torch._inductor.aoti_load_package wraps; that one imports the compiler, 2 s and 150 MB.
-        model = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+        model = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, index)
     except (OSError, RuntimeError) as error:
         made_with = manifest["versions"].get("torch")
         reason = str(error).partition("\n")[0]
@@ -38,8 +42,9 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
         ) from error
 
     def call(features, mask):
-        with pinned(threads), torch.inference_mode():
-            return [o.numpy() for o in model.run([torch.from_numpy(features), torch.from_numpy(mask)])]
+        with pinned(threads), full_precision(device), torch.inference_mode():
+            outputs = model.run([torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)])
+            return [o.cpu().numpy() for o in outputs]
 
     return call
 

@@ -9,22 +9,21 @@ import torch
 from safetensors.torch import load_file
 
 from rdfa import config
-from rdfa.errors import UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.modeling.folded import inference_form
+from rdfa.runtime.torch_device import check_device, full_precision
 from rdfa.runtime.torch_threads import pinned
 
 
 def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None) -> Callable[..., Any]:
     """Build the detector and load the weights; the result maps numpy (features, mask) to the three outputs."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} was asked for, but torch finds no GPU here: use 'cpu'")
+    check_device(device)
     detector = build_detector(config.from_text(manifest["config"]).model)
     detector.load_state_dict(load_file(path))
     detector = inference_form(detector.to(device))
 
     def call(features, mask):
-        with pinned(threads), torch.inference_mode():
+        with pinned(threads), full_precision(device), torch.inference_mode():
             outputs = detector(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
             return [o.cpu().numpy() for o in outputs]
 

@@ -1,9 +1,9 @@
 """Reading the manifest of an artifact directory, and refusing what it does not vouch for.
 
     OUT/manifest.json        what the artifact is: configuration, features, classes, files and their hashes, parity
-    OUT/detector.ts.pt       TorchScript        OUT/detector.onnx     ONNX
+    OUT/detector.ts.pt       TorchScript        OUT/detector.onnx     ONNX (.gpu, .inlined, .float16: its variants)
     OUT/detector.pt2         AOTInductor        OUT/model.safetensors weights
-    OUT/librdfa_ops.so       operators for TorchScript and AOTInductor
+    OUT/librdfa_ops.so       operators for TorchScript and AOTInductor, librdfa_ort.so for ONNX Runtime
 
 Standard library only: an artifact is read on machines that have nothing else.
 """
@@ -64,9 +64,12 @@ def verify(directory: str | os.PathLike, manifest: dict[str, Any], names: Iterab
             raise RunError(f"{path} differs from the SHA-256 in the manifest: copy or export it again")
 
 
-def find(manifest: dict[str, Any], file_format: str) -> str | None:
-    """Name of the artifact's file of that format, or None."""
-    return next((name for name, entry in manifest["files"].items() if entry["format"] == file_format), None)
+def find(manifest: dict[str, Any], file_format: str, dtype: str = "float32") -> str | None:
+    """Name of the artifact's file of that format and number format (libraries have none), or None."""
+    for name, entry in manifest["files"].items():
+        if entry["format"] == file_format and entry.get("dtype", dtype) == dtype:
+            return name
+    return None
 
 
 def sha256(path: str | os.PathLike) -> str:

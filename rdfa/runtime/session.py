@@ -10,6 +10,8 @@ import numpy as np
 
 from rdfa.errors import RunError
 
+DTYPES = ("float32", "float16", "bfloat16")  # that files compute in; inputs and outputs are float32 in any case
+
 
 class Outputs(NamedTuple):
     """What every format returns, under these names and in this order.
@@ -23,15 +25,32 @@ class Outputs(NamedTuple):
     point_mask: np.ndarray
 
 
+class Node(NamedTuple):
+    """A node of a graph, as the runtime ran it.
+
+    path: "kernel" (one of the artifact's native library), "function" (from the body of a function that stands for such
+    a kernel) or "standard". provider: execution provider, in the runtime's words. computes: whether it makes floating
+    point numbers; the others work on shapes and indices, which runtimes like to do on the host.
+    """
+
+    name: str
+    operator: str
+    path: str
+    provider: str
+    computes: bool
+
+
 class Session:
     """A loaded artifact. Made by `rdfa.runtime.load`; not meant to be shared between threads.
 
     Attributes:
-        manifest: the artifact's manifest. backend, device: what runs it, and where.
+        manifest: the artifact's manifest. backend, device: what runs it, and where. dtype: what it computes in.
     """
 
-    def __init__(self, manifest: dict[str, Any], backend: str, device: str, call: Callable[..., Any]):
-        self.manifest, self.backend, self.device = manifest, backend, device
+    def __init__(
+        self, manifest: dict[str, Any], backend: str, device: str, call: Callable[..., Any], dtype: str = "float32"
+    ):
+        self.manifest, self.backend, self.device, self.dtype = manifest, backend, device, dtype
         self._call = call
 
     def run(self, features_BCT: np.ndarray, mask_BT: np.ndarray) -> Outputs:
@@ -58,6 +77,10 @@ class Session:
                 f"padded to a multiple of {spec['multiple']}, at most {spec['max_time']}"
             )
         return Outputs(*self._call(np.ascontiguousarray(features_BCT), np.ascontiguousarray(mask_BT)))
+
+    def nodes(self) -> list[Node]:
+        """The path that each node took, of backend onnxruntime; the others do not tell (an empty list)."""
+        return self._call.nodes() if hasattr(self._call, "nodes") else []
 
 
 def _check_array(name: str, value: Any, dtype: type, rank: int) -> None:

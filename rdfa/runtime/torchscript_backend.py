@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from rdfa.runtime import manifest as manifests
+from rdfa.runtime.torch_device import check_device
 from rdfa.runtime.torch_threads import pinned
 
 
 def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None) -> Callable[..., Any]:
     """Load the file; the result maps numpy (features, mask) to the three outputs."""
+    check_device(device)
     load_operators(path.parent, manifest)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
@@ -22,7 +24,8 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
 
     def call(features, mask):
         with pinned(threads), torch.inference_mode():
-            return [o.numpy() for o in module(torch.from_numpy(features), torch.from_numpy(mask))]
+            outputs = module(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
+            return [o.cpu().numpy() for o in outputs]
 
     return call
 

@@ -73,10 +73,10 @@ class FakeRuntime:
         self.clock, self.seconds = clock, seconds
         self.missing, self.devices, self.change = missing or {}, devices or {}, change or {}
 
-    def availability(self, artifact) -> dict[str, str | None]:
+    def availability(self, artifact, device, dtype) -> dict[str, str | None]:
         return {name: None for name in self.seconds} | self.missing
 
-    def load(self, artifact, backend: str, device: str = "cpu", threads: int | None = None) -> FakeSession:
+    def load(self, artifact, backend: str, device: str, dtype: str, threads: int | None) -> FakeSession:
         if device == "cuda" and self.devices.get(backend) == "refuses":
             raise UsageError(f"backend {backend} has no device 'cuda': this artifact runs on 'cpu'")
         return FakeSession(self, backend, device)
@@ -93,9 +93,10 @@ class FakeOracle:
         logits, offsets, point_mask = outputs_of(features, mask)
         return Outputs(logits.astype(np.float64), offsets.astype(np.float64), point_mask)
 
-    def run(self, features, mask):
-        self.clock.sleep(self.seconds)
-        return outputs_of(features, mask)
+    def rounded(self, features, mask, dtype):
+        """Off by what a half may be off by."""
+        logits, offsets, point_mask = self.exact(features, mask)
+        return Outputs(logits + 1e-2, offsets, point_mask)
 
     def detections(self, outputs, mask):
         """The best step of every video."""
@@ -110,5 +111,5 @@ class FakeOracle:
         return [time]
 
 
-def cold(artifact, backend, device, threads, shapes) -> dict[Shape, Start]:
+def cold(artifact, backend, device, threads, shapes, dtype) -> dict[Shape, Start]:
     return {shape: Start(0.5, 12.0, 100.0 + shape.batch) for shape in shapes}

@@ -1,5 +1,6 @@
 """The command on a real artifact, with every backend that is installed."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import serve_bench
 from ops import library
 from rdfa import cli, runtime
+from rdfa.bench import backends
 from rdfa.bench.reference import PlainDetector
 from rdfa.inference.settings import PostProcessingSettings
 from tests.deploy.artifacts import tiny_artifact
@@ -31,23 +33,47 @@ def rows_of(output) -> dict:
 
 @pytest.mark.slow
 def test_every_backend_that_is_present_is_measured(tmp_path, capsys):
-    assert run(tmp_path) == 0, capsys.readouterr().err
+    wanted = backends.availability(tiny_artifact())
+    del wanted["torch_compile"]  # whose compilation takes a minute, twice
+    assert run(tmp_path, "--backends", ",".join(wanted)) == 0, capsys.readouterr().err
     rows = rows_of(tmp_path)
-    present = [name for name, reason in runtime.availability(tiny_artifact()).items() if reason is None]
-    absent = {name for name, _ in rows if name not in ("eager_plain", *present)}
-    assert absent == {"aoti"}
-    assert set(rows) == {(name, batch) for name in ("eager_plain", "aoti", *present) for batch in (1, 2)}
+    present = [name for name, reason in wanted.items() if reason is None]
+    assert {"eager_plain", "eager", "torchscript", "onnxruntime"} <= set(present)
+    absent = {name for name, _ in rows if name not in present}
+    assert {"aoti", "published", "cuda_graph"} <= absent
+    assert set(rows) == {(name, batch) for name in wanted for batch in (1, 2)}
     for (name, _), row in rows.items():
         if name in absent:
-            assert "no aoti file" in row["verdict"]
+            assert row["verdict"].startswith("skipped: ")
             continue
         assert row["verdict"] == "valid"
         assert 0 < row["parity"]["max_abs"] < 1e-4
         assert row["detections"]["matched"] >= 0.99 * row["detections"]["reference_count"] > 0
         assert (row["peak_memory_mb"] is None) is (name == "eager_plain")
+        assert row["gflops"] > 0 and row["percent_of_peak"] > 0 and row["model_mb"] > 0
+    assert "no aoti file" in rows["aoti", 1]["verdict"]
     assert rows["onnxruntime", 1]["peak_memory_mb"] < rows["eager", 1]["peak_memory_mb"]  # it imports no torch
     assert rows["eager", 2]["reference"] == "eager_plain"
     assert "torchscript" in capsys.readouterr().out
+
+
+def test_all_scenarios_have_verdict_parity_and_logs(tmp_path, capsys, monkeypatch):
+    loadgen = pytest.importorskip("rdfa.bench.scenarios.loadgen", exc_type=ImportError)
+    monkeypatch.setattr(loadgen, "QUICK", dataclasses.replace(loadgen.QUICK, duration_s=0.2, probe_s=0.05))
+    flags = ("--backends", "eager", "--batch", "2", "--scenarios", "all", "--quick", "--p99_ms", "10000")
+    assert run(tmp_path, *flags) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    scenarios = ["sweep", "SingleStream", "MultiStream", "Server", "Offline"]
+    names = [(s, b) for s in scenarios for b in ("eager_plain", "eager")]
+    assert [(row["scenario"], row["backend"]) for row in rows] == names
+    for row in rows:
+        assert row["verdict"] == "valid" and row["parity"]["ok"]
+        if row["scenario"] != "sweep":
+            assert row["loadgen"]["result"] == "VALID" or row["loadgen"]["reasons"]
+            assert (tmp_path / row["loadgen"]["logs"] / "mlperf_log_detail.txt").is_file()
+    table = capsys.readouterr().out
+    assert "MultiStream" in table and "VALID" in table
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + len(rows)
 
 
 def test_a_backend_made_slightly_wrong_exits_1_and_shows_no_speed(tmp_path, capsys, monkeypatch):
@@ -83,7 +109,10 @@ def test_post_processing_can_be_overridden(tmp_path):
             ("--gin_param", "StemModule.recurrent = 2"),
             "only PostProcessing can be set, not StemModule.recurrent",
         ),
-        (("--backends", "onnx"), "'onnx' is unknown; valid: all, eager, torchscript, onnxruntime, aoti"),
+        (
+            ("--backends", "onnx"),
+            "'onnx' is unknown; valid: all, eager_plain, published, eager",
+        ),
         (("--time", "33"), "--time 33: this artifact takes a multiple of 2"),
     ],
     ids=["model", "backend", "time"],
@@ -115,10 +144,10 @@ def test_the_reference_runs_plain_operators_alone_and_is_exact_in_float64():
     with Operators() as native, torch.no_grad():
         eager.run(features, mask)
     with Operators() as none, torch.no_grad():
-        single = plain.run(features, mask)
+        single = plain.rounded(features, mask, "float32")
         exact = plain.exact(features, mask)
     assert native.names and not none.names
     assert (single.cls_logits.dtype, exact.cls_logits.dtype) == (np.float32, np.float64)
     assert 0 < np.abs(single.cls_logits - exact.cls_logits).max() < 1e-4
-    again = plain.run(features, mask)  # the weights came back from float64 unharmed
+    again = plain.rounded(features, mask, "float32")
     assert np.array_equal(single.cls_logits, again.cls_logits)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rdfa.bench import detector
+from rdfa.bench.candidates import Sweep, open_all
 from rdfa.bench.cold_start import Shape
 from rdfa.bench.results import document
 from rdfa.errors import RunError, UsageError
@@ -15,11 +16,25 @@ from tests.bench.fakes import FakeClock, FakeOracle, FakeRuntime
 SHAPES = (Shape(1, 32), Shape(2, 64))
 
 
-def sweep(runtime, *, backends=(), device="cpu", shapes=SHAPES, plain_seconds=1.0, cold=fakes.cold, native=True):
+def sweep(
+    runtime,
+    *,
+    backends=(),
+    device="cpu",
+    shapes=SHAPES,
+    plain_seconds=1.0,
+    cold=fakes.cold,
+    plain=True,
+    on_device=lambda call: True,
+    dtypes=("float32",),
+):
     """The rows, by (backend, batch); every result is checked against the schema on the way."""
-    request = detector.Sweep(Path("artifact"), backends, device, shapes, fakes.CHANNELS, seconds=2.0, threads=1)
+    if plain:
+        runtime.seconds = {"eager_plain": plain_seconds} | runtime.seconds
+    request = Sweep(Path("artifact"), backends, device, shapes, fakes.CHANNELS, seconds=2.0, threads=2, dtypes=dtypes)
     oracle = FakeOracle(runtime.clock, plain_seconds)
-    rows = detector.run(request, runtime, oracle, native_operators=native, cold=cold, clock=runtime.clock)
+    opened = [c for dtype in dtypes for c in open_all(request, dtype, runtime, cold, lambda line: None)]
+    rows = detector.run(request, opened, oracle, on_device=on_device, clock=runtime.clock)
     document(fakes.MACHINE, rows)
     return {(row.backend, row.batch): row for row in rows}
 
@@ -30,7 +45,9 @@ def test_speed_parity_and_resources_of_right_backends():
     assert list(rows) == [(n, b) for b in (1, 2) for n in ("eager_plain", "eager", "torchscript")]
     row = rows["torchscript", 2]
     assert row.verdict == "valid"
-    assert row.latency_ms == pytest.approx(dict.fromkeys(("min", "mean", "p50", "p90", "p99"), 10.0))
+    assert row.latency_ms == pytest.approx(
+        dict.fromkeys(("min", "mean", "p50", "p90", "p95", "p97", "p99", "p99.9"), 10.0)
+    )
     assert row.throughput_videos_per_s == pytest.approx(200.0)
     assert (row.reference, row.speedup_vs_reference) == ("eager_plain", pytest.approx(100.0))
     assert row.parity == {"max_abs": 0.0, "relative_l2": 0.0, "ok": True}
@@ -69,10 +86,44 @@ def test_a_slightly_wrong_result_is_refused():
 def test_a_backend_elsewhere_than_asked_is_refused():
     runtime = FakeRuntime(FakeClock(), {"eager": 0.01, "onnxruntime": 0.01}, devices={"onnxruntime": "cpu"})
     rows = sweep(runtime, device="cuda")
+    assert rows["eager", 1].copies == "counted"
     assert rows["onnxruntime", 1].verdict == "invalid: runs on cpu, not on cuda as asked"
     assert_no_speed(rows["onnxruntime", 1])
     assert (rows["eager", 1].device, rows["eager", 1].verdict) == ("cuda", "valid")
-    assert rows["eager_plain", 1].device == "cpu"
+
+
+def test_a_backend_that_silently_runs_on_the_cpu_is_refused():
+    """It says 'cuda', and its answers are right; but the device saw nothing of it."""
+    runtime = FakeRuntime(FakeClock(), {"eager": 0.02, "onnxruntime": 0.01})
+    busy = []
+
+    def on_device(call):
+        before = runtime.clock()
+        call()
+        took = runtime.clock() - before
+        busy.append(took)
+        return took > 0.015  # as if the faster one left the device idle
+
+    rows = sweep(runtime, device="cuda", on_device=on_device, shapes=SHAPES[:1])
+    assert busy == pytest.approx([1.0, 0.02, 0.01])
+    row = rows["onnxruntime", 1]
+    assert row.verdict == "invalid: nothing ran on cuda during a call, whatever the backend says"
+    assert_no_speed(row)
+    assert rows["eager", 1].valid
+
+
+def test_half_precision_may_err_as_much_as_the_plain_operators_do():
+    def off(by):
+        return lambda logits, offsets, mask: (logits + by, offsets, mask)
+
+    change = {"torchscript": off(2e-2), "onnxruntime": off(4e-2)}
+    rows = sweep(
+        FakeRuntime(FakeClock(), dict.fromkeys(("eager", "torchscript", "onnxruntime"), 0.01), change=change),
+        dtypes=("bfloat16",),
+    )
+    assert rows["torchscript", 1].valid and rows["torchscript", 1].dtype == "bfloat16"
+    assert rows["onnxruntime", 1].verdict.startswith("invalid: off by 0.04 at most, the plain operators in this dtype")
+    assert_no_speed(rows["onnxruntime", 1])
 
 
 def test_a_device_that_a_backend_does_not_serve_is_skipped():
@@ -88,12 +139,12 @@ def test_a_missing_backend_is_skipped_with_what_brings_it():
 
 
 def test_no_backend_at_all():
-    with pytest.raises(RunError, match="no backend can run this artifact on cpu here: eager: torch is missing"):
+    with pytest.raises(RunError, match="no backend can run this artifact on cpu in float32 here: eager: torch is"):
         sweep(FakeRuntime(FakeClock(), {}, missing={"eager": "torch is missing"}))
 
 
 def test_an_unknown_backend_names_the_valid_ones():
-    with pytest.raises(UsageError, match="'onnx' is unknown; valid: all, eager, onnxruntime"):
+    with pytest.raises(UsageError, match="'onnx' is unknown; valid: all, eager_plain, eager, onnxruntime"):
         sweep(FakeRuntime(FakeClock(), {"eager": 1.0, "onnxruntime": 1.0}), backends=("onnx",))
 
 
@@ -130,7 +181,7 @@ def test_a_plain_run_of_over_a_minute_is_skipped_and_eager_is_the_reference():
 
 
 def test_without_the_native_library_eager_is_its_own_reference():
-    rows = sweep(FakeRuntime(FakeClock(), {"eager": 0.5}), native=False, shapes=SHAPES[:1])
+    rows = sweep(FakeRuntime(FakeClock(), {"eager": 0.5}), plain=False, shapes=SHAPES[:1])
     assert [(name, row.reference, row.speedup_vs_reference) for (name, _), row in rows.items()] == [
         ("eager", "eager", pytest.approx(1.0))
     ]

@@ -22,14 +22,21 @@ def run(*argv) -> int:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--output", "o"), "one of the arguments --artifact --kernels is required"),
+        (("--output", "o"), "one of the arguments --artifact --kernels --compare is required"),
         (("--kernels",), "--output"),
         (("--kernels", "--artifact", "a", "--output", "o"), "not allowed with"),
-        (("--artifact", "a", "--output", "o", "--scenarios", "server"), "'server' is unknown; valid: sweep"),
+        (
+            ("--artifact", "a", "--output", "o", "--scenarios", "serve"),
+            "'serve' is unknown; valid: all, sweep",
+        ),
         (("--artifact", "a", "--output", "o", "--batch", "1,x"), "'1,x' is no list of positive integers"),
         (("--artifact", "a", "--output", "o", "--time", "0"), "'0' is no list of positive integers"),
         (("--artifact", "a", "--output", "o", "--threads", "0"), "--threads 0: give at least 1"),
         (("--artifact", "a", "--output", "o", "--seconds", "-1"), "--seconds -1.0: give a positive number"),
+        (("--artifact", "a", "--output", "o", "--dtype", "int8"), "'int8' is unknown; valid: all, float32"),
+        (("--artifact", "a", "--output", "o", "--p99_ms", "0"), "--p99_ms 0.0: give a positive number"),
+        (("--artifact", "a", "--output", "o", "--features", "f"), "--annotations and --features go together"),
+        (("--compare", "nowhere", "nothing"), "--compare nowhere: no result of serve_bench.py is there"),
         (("--artifact", "nowhere", "--output", "o"), "nowhere is no artifact"),
         (("--kernels", "--device", "cuda", "--output", "o"), "use --device cpu"),
         (("--kernels", "--output", "o", "--gin_param", "StemModul.emb_c = 8"), "did you mean 'StemModule'?"),

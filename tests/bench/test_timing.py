@@ -1,6 +1,7 @@
 """Timing on a clock of our own: deterministic, and without waiting."""
 
 import random
+import time
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,9 @@ def test_percentile_is_the_smallest_sample_that_covers_enough(samples, percent):
 
 def test_latency_figures_come_from_the_raw_samples():
     samples = timing.Samples([[0.001, 0.003], [0.002, 0.010]])
-    assert timing.latency_ms(samples) == {"min": 1.0, "mean": 4.0, "p50": 2.0, "p90": 10.0, "p99": 10.0}
+    assert timing.latency_ms(samples) == {"min": 1.0, "mean": 4.0, "p50": 2.0} | dict.fromkeys(
+        ("p90", "p95", "p97", "p99", "p99.9"), 10.0
+    )
 
 
 def test_variants_take_turns_in_alternating_order_and_inputs_rotate():
@@ -130,11 +133,48 @@ def test_five_percent_are_found_through_noise_that_hits_all(seed):
     assert not comparison.equal(timing.compare(samples["a"], samples["twin"]).spread)
 
 
-def test_interval_of_ten_rounds_leaves_out_the_extremes():
-    base = timing.Samples([[1.0]] * 10)
-    other = timing.Samples([[1.0 + 0.01 * i] for i in range(10)])
+def test_interval_of_twenty_rounds_leaves_out_three_at_each_end():
+    base = timing.Samples([[1.0]] * 20)
+    other = timing.Samples([[1.0 + 0.01 * i] for i in range(20)])
     comparison = timing.compare(base, other)
-    assert (comparison.low, comparison.high) == (1.01, 1.08)
+    assert (comparison.low, comparison.high, comparison.clock) == (1.03, 1.16, "wall")
+
+
+def counting(steps: int):
+    """A call of one thread that never waits; its work is a number of steps."""
+
+    def call(i):
+        for _ in range(steps):
+            pass
+
+    return call
+
+
+@pytest.mark.slow
+def test_equal_and_five_percent_slower_in_twenty_of_twenty_runs_whatever_else_the_machine_does():
+    """On the real clock: the steps, and with them the work, differ by exactly 5 %."""
+    variants = {"a": counting(20_000), "twin": counting(20_000), "b": counting(20_000), "slow": counting(21_000)}
+    for _ in range(20):
+        samples = timing.measure(variants, 0.06, one_thread=True, twins=("a", "twin"))
+        spread = timing.compare(samples["a"], samples["twin"]).spread
+        assert timing.compare(samples["a"], samples["b"]).equal(spread)
+        slow = timing.compare(samples["a"], samples["slow"])
+        assert not slow.equal(spread) and slow.ratio > 1
+
+
+def test_a_call_that_waits_is_compared_by_the_wall_clock():
+    calls = {"a": lambda i: time.sleep(0.001), "b": lambda i: time.sleep(0.002)}
+    samples = timing.measure(calls, 0.02, one_thread=True)
+    comparison = timing.compare(samples["a"], samples["b"])
+    assert comparison.clock == "wall" and comparison.ratio > 1.2
+
+
+def test_more_rounds_are_made_while_twins_differ():
+    clock, rng = FakeClock(), random.Random(0)
+    calls = {name: lambda i: clock.sleep(0.01 * (1 + rng.random())) for name in ("a", "b")}
+    samples = timing.measure(calls, 0.5, clock, twins=("a", "b"))
+    assert len(samples["a"].blocks) > timing.ROUNDS
+    assert sum(samples["a"].all) < 1.1 * 0.5 * timing.PATIENCE
 
 
 def test_few_rounds_give_the_extremes():

@@ -16,7 +16,7 @@ import torch
 from rdfa import deploy, run_dir
 from rdfa.config import Config
 from rdfa.data.settings import DatasetSettings
-from rdfa.deploy import verify
+from rdfa.deploy import artifact, verify
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.modeling.settings import (
     BranchModuleSettings,
@@ -32,6 +32,8 @@ from rdfa.modeling.settings import (
 )
 from tests.golden import rebuild
 
+# Exports of tests do not start each file in a process of its own, which takes seconds; one test of test_export does.
+TIME_STARTS, artifact._time_starts = artifact._time_starts, lambda *arguments: None
 CLASSES = {0: "jump", 2: "throw"}
 RUN_TORCHSCRIPT = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
 CPP_EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
@@ -98,11 +100,29 @@ def tiny_artifact() -> Path:
 
 
 @functools.cache
+def onnx_artifact() -> Path:
+    """The artifact of `tiny_run` with every variant of ONNX in both number formats, shared likewise."""
+    output = Path(_folder().name) / "onnx_artifact"
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["onnx", "onnx_gpu", "onnx_inlined"], dtypes=["float32", "float16"])
+    return output
+
+
+@functools.cache
 def aoti_artifact() -> Path:
     """The artifact of `tiny_run` for AOTInductor alone, shared likewise; to compile it takes about half a minute."""
     output = Path(_folder().name) / "aoti_artifact"
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
         deploy.export(tiny_run(), output, formats=["aoti"])
+    return output
+
+
+@functools.cache
+def narrow_artifact() -> Path:
+    """TorchScript files of `tiny_run` in float16 and bfloat16, shared likewise."""
+    output = Path(_folder().name) / "narrow_artifact"
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["torchscript"], dtypes=["float16", "bfloat16"])
     return output
 
 

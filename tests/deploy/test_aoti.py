@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +81,29 @@ def test_kernels_use_the_threads_of_the_session(artifact, threads):
         np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_no_path_of_this_machine_is_inside(artifact):
+    """Neither in the sources nor in the machine code; only names long enough not to stand there by chance."""
+    folders = [torch._inductor.runtime.runtime_utils.default_cache_dir(), str(Path(torch.__file__).parents[1])]
+    folders += [f"{tempfile.gettempdir()}/tmp", str(Path(export.__file__).parent)]
+    with zipfile.ZipFile(artifact / "detector.pt2") as package:
+        assert package.testzip() is None
+        for member in package.namelist():
+            content = package.read(member)
+            assert [folder for folder in folders if folder.encode() in content] == [], member
+
+
+def test_anonymising_leaves_everything_in_its_place(tmp_path):
+    path = tmp_path / "x.pt2"
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("x/a.so", b"\0/home/me/include/a.h\0/home/me\0/home/met")
+        package.writestr("x/version", b"1")
+    aoti.anonymise(path, ["/home/me/include", "/home/me"])
+    with zipfile.ZipFile(path) as package:
+        assert package.namelist() == ["x/a.so", "x/version"]
+        assert package.read("x/a.so") == b"\0................/a.h\0........\0........t"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("name", ["detector.pt2", "librdfa_ops.so"])
 def test_flipped_bit(copy, name):
     content = bytearray((copy / name).read_bytes())
@@ -86,6 +111,29 @@ def test_flipped_bit(copy, name):
     (copy / name).write_bytes(content)
     with pytest.raises(RunError, match=f"{name} differs from the SHA-256"):
         runtime.load(copy, "aoti")
+
+
+def test_truncated_file_and_a_path_out_of_the_directory(copy):
+    path, manifest = copy / "detector.pt2", json.loads((copy / "manifest.json").read_text())
+    shutil.copyfile(path, copy.parent / "detector.pt2")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"detector\.pt2 has \d+ bytes, the manifest says"):
+        runtime.load(copy, "aoti")
+    manifest["files"]["../detector.pt2"] = manifest["files"].pop("detector.pt2")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=r"'\.\./detector\.pt2', which leaves the directory"):
+        runtime.load(copy, "aoti")
+
+
+def test_file_of_another_device_is_named(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["detector.pt2"]["device"] = "cuda"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=r"detector\.pt2 was exported for 'cuda'"):
+        runtime.load(copy, "aoti", device="cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="torch finds no GPU"):
+            runtime.load(copy, "aoti", device=None)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """export.py: what it writes, what it refuses, and that a failed check leaves nothing behind."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,13 +8,17 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 import export
+from ops import library
 from rdfa import cli, deploy
+from rdfa.deploy import artifact, verify
 from rdfa.deploy import onnx as onnx_exporter
-from rdfa.deploy import verify
 from rdfa.errors import RunError, UsageError
 from tests.deploy import artifacts
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
 @pytest.fixture
@@ -22,8 +27,9 @@ def quick(monkeypatch):
     source = artifacts.tiny_artifact() / "detector.onnx"  # itself checked at the true sizes
     monkeypatch.setattr(verify, "SIZES", ((2, 34), (1, 24), (3, 12)))
 
-    def copy(detector, path, *others):
-        path.write_bytes(source.read_bytes())
+    def copy(detector, paths, *others):
+        for path in paths.values():
+            path.write_bytes(source.read_bytes())
 
     monkeypatch.setattr(onnx_exporter, "export", copy)
     return copy
@@ -40,9 +46,10 @@ def damage(path: Path) -> None:
 
 @pytest.fixture
 def damaging(quick, monkeypatch):
-    def write(detector, path, *others):
-        quick(detector, path)
-        damage(path)
+    def write(detector, paths, *others):
+        quick(detector, paths)
+        for path in paths.values():
+            damage(path)
 
     monkeypatch.setattr(onnx_exporter, "export", write)
 
@@ -56,12 +63,41 @@ def test_writes_an_artifact_and_prints_the_figures(quick, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     printed = capsys.readouterr().out
     assert "detector.onnx" in printed and "(2, 34)" in printed
-    assert printed.count("✓") == 9
+    # Weights, TorchScript, ONNX; and ONNX with the operator library, where that is built.
+    assert printed.count("✓") == 9 + 3 * library.onnxruntime_path().exists()
+
+
+def test_manifest_says_what_a_start_takes(quick, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(artifact, "_time_starts", artifacts.TIME_STARTS)
+    assert cli.run(export.main, arguments(tmp_path / "out", "--formats", "onnx")) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for name in ("detector.onnx", "model.safetensors"):
+        start = manifest["files"][name]["start"]
+        assert start["time"] == 64
+        assert start["load_s"] > 0 and start["first_inference_ms"] > 0 and start["peak_memory_mb"] > 30
+    assert "cores" in manifest["measured_on"]
+    assert f"{manifest['files']['detector.onnx']['start']['load_s']:.2f} s" in capsys.readouterr().out
 
 
 def test_one_format_alone(quick, tmp_path):
     manifest = deploy.export(artifacts.tiny_run(), tmp_path / "out", formats=["onnx"])
-    assert sorted(manifest["files"]) == ["detector.onnx", "model.safetensors"]
+    assert set(manifest["files"]) - {"librdfa_ort.so"} == {"detector.onnx", "model.safetensors"}
+
+
+@pytest.mark.parametrize("formats", [["torchscript"], ["onnx"]])
+def test_the_gpu_kernels_go_with_the_library(quick, monkeypatch, tmp_path, formats):
+    """Where they were made; they serve nothing without it."""
+    pack = tmp_path / "librdfa_ops.cubins"
+    pack.write_bytes(b"kernels")
+    monkeypatch.setattr(library, "pack_path", lambda: pack)
+    run, output = artifacts.tiny_artifact().parent / "run", tmp_path / "artifact"
+    entry = deploy.export(run, output, formats=formats)["files"].get("librdfa_ops.cubins")
+    if formats == ["onnx"]:
+        assert entry is None and not (output / "librdfa_ops.cubins").exists()
+    else:
+        digest = hashlib.sha256(b"kernels").hexdigest()
+        assert entry == {"format": "cubins", "size": 7, "sha256": digest}
+        assert (output / "librdfa_ops.cubins").read_bytes() == b"kernels"
 
 
 def test_checkpoint_can_be_named(quick, tmp_path):
@@ -94,7 +130,8 @@ def test_artifact_is_replaced_whole(quick, tmp_path):
     (output / "manifest.json").write_text("an older artifact")
     (output / "detector.pt2").write_text("of another format")
     deploy.export(artifacts.tiny_run(), output, formats=["onnx"])
-    assert sorted(path.name for path in output.iterdir()) == ["detector.onnx", "manifest.json", "model.safetensors"]
+    names = {path.name for path in output.iterdir()} - {"librdfa_ort.so"}
+    assert names == {"detector.onnx", "manifest.json", "model.safetensors"}
     assert json.loads((output / "manifest.json").read_text())["format_version"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -103,8 +140,12 @@ def test_artifact_is_replaced_whole(quick, tmp_path):
     "others, message",
     [
         (["--formats", "torchscipt"], "did you mean 'torchscript'"),
-        (["--formats", "onnx,pickle"], "valid: aoti, onnx, torchscript"),
-        (["--dtype", "float16"], "exports float32"),
+        (["--formats", "onnx,pickle"], "valid: aoti, onnx, onnx_gpu, onnx_inlined, torchscript"),
+        (["--dtype", "bfloat16"], "onnx has no dtype bfloat16: it is written in float32, float16"),
+        (["--dtype", "float32,bfloat16", "--formats", "onnx"], "no format of onnx has dtype bfloat16"),
+        (["--dtype", "float61"], "did you mean 'float16'"),
+        (["--device", "gpu"], "valid: cpu, cuda"),
+        pytest.param(["--device", "cuda"], "torch finds no GPU", marks=WITHOUT_GPU),
         (["--checkpoint", "nowhere"], "does not exist"),
     ],
 )

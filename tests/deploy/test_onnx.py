@@ -87,5 +87,5 @@ def test_graph_with_other_axes_is_refused(path, monkeypatch, tmp_path):
     monkeypatch.setattr(exporter, "_trace", lambda *arguments: onnx.load(path))
     manifest = manifests.describe(config, ["a", "b", "c"], {})
     with pytest.raises(RunError, match="axis of offsets is 2, expected 3"):
-        exporter.export(artifacts.tiny_detector(config), tmp_path / "x", manifest, interface, 10)
+        exporter.export(artifacts.tiny_detector(config), {"onnx": tmp_path / "x"}, manifest, interface, 10)
     assert not (tmp_path / "x").exists()

@@ -49,6 +49,14 @@ def test_outputs_need_no_gradient(module):
     assert not any(value.requires_grad for value in module(*make_inputs(1, 4)))
 
 
+def test_convolutions_are_exact_on_a_gpu(module):
+    """The setting of the trace is a constant of the file: the last argument, whether cuDNN may round to TF32."""
+    graph = module.detector.inlined_graph  # which owns its nodes
+    convolutions = graph.findAllNodes("aten::_convolution", recurse=True)
+    assert convolutions and not any(list(node.inputs())[-1].toIValue() for node in convolutions)
+    assert torch.backends.cudnn.allow_tf32  # the process keeps its own
+
+
 def test_points_are_those_of_the_detector(module, detector):
     for time in (2, 46, 2336):
         torch.testing.assert_close(module.points(time), detector.points(time), rtol=0, atol=0)

@@ -45,10 +45,11 @@ def tensors(protobuf, listed):
     return [(tensor.name, protobuf.DataType.Name(tensor.data_type), list(tensor.dims)) for tensor in listed]
 
 
-def warmup_inputs(folder, sample):
-    """The arrays that the server makes of a warm-up: requests of one video each, batched."""
+def warmup_inputs(folder, sample, names=None):
+    """The arrays that the server makes of a warm-up: requests of one video each, batched; by the manifest's names."""
     arrays = {}
-    for name, value in sample.inputs.items():
+    for name, value in sorted(sample.inputs.items()):
+        name = names[name] if names else name
         array = np.zeros(tuple(value.dims), np.bool_ if name == "mask" else np.float32)
         if value.input_data_file:
             data = (folder / "warmup" / value.input_data_file).read_bytes()
@@ -105,6 +106,45 @@ def test_torchscript_tensors_are_those_of_the_file(protobuf, repository, configs
         assert tensor.name == f"{name}__{index}"
         assert list(tensor.dims)[1:] == list(outputs[index].shape[2:])
     assert tensors(protobuf, config.input) == tensors(protobuf, configs["rdfa_onnx"].input)
+
+
+@pytest.mark.slow
+def test_aoti_package(protobuf, tmp_path):
+    """Tensors go by their position, as the package has no names; the warm-ups run."""
+    from google.protobuf import text_format
+
+    artifact = artifacts.aoti_artifact()
+    assert triton_repository.write(artifact, tmp_path / "models") == ["rdfa_aoti"]
+    folder = tmp_path / "models" / "rdfa_aoti"
+    config = text_format.Parse((folder / "config.pbtxt").read_text(), protobuf.ModelConfig())
+    assert (config.platform, config.backend, config.default_model_filename) == ("torch_aoti", "pytorch", "model.pt2")
+    assert [tensor.name for tensor in config.input] == ["INPUT__0", "INPUT__1"]
+    assert [tensor.name for tensor in config.output] == ["OUTPUT__0", "OUTPUT__1", "OUTPUT__2"]
+    assert config.instance_group[0].kind == protobuf.ModelInstanceGroup.KIND_CPU
+    for name, original in {"model.pt2": "detector.pt2", "librdfa_ops.so": "librdfa_ops.so"}.items():
+        assert (folder / "1" / name).read_bytes() == (artifact / original).read_bytes()
+    readme = (tmp_path / "models" / "README.md").read_text()
+    assert "LD_PRELOAD=/models/rdfa_aoti/1/librdfa_ops.so" in readme and torch.__version__ in readme
+    assert "INPUT__0, INPUT__1 -> OUTPUT__0, OUTPUT__1, OUTPUT__2" in readme
+    model = torch._C._aoti.AOTIModelPackageLoader(str(folder / "1" / "model.pt2"), "model", False, 1, -1)
+    for sample in config.model_warmup:
+        names = {"INPUT__0": "features", "INPUT__1": "mask"}
+        inputs = [torch.from_numpy(array.copy()) for array in warmup_inputs(folder, sample, names).values()]
+        outputs = model.run(inputs)
+        for tensor, output in zip(config.output, outputs, strict=True):
+            assert len(output) == sample.batch_size
+            assert all(size in (-1, real) for size, real in zip(tensor.dims, output.shape[1:], strict=True))
+
+
+def test_files_for_a_gpu_get_an_instance_on_one(protobuf, tmp_path):
+    artifact = shutil.copytree(artifacts.tiny_artifact(), tmp_path / "artifact")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["files"]["detector.ts.pt"]["device"] = "cuda"
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    triton_repository.write(artifact, tmp_path / "models")
+    kinds = {name: (tmp_path / "models" / name / "config.pbtxt").read_text() for name in MODELS}
+    assert "KIND_GPU" in kinds["rdfa_torchscript"] and "KIND_CPU" in kinds["rdfa_onnx"]
+    assert "--gpus=all" in (tmp_path / "models" / "README.md").read_text()
 
 
 def test_warmup_runs(repository, configs):

@@ -71,7 +71,7 @@ def test_case_is_ragged_exact_and_repeatable(case, detector, config):
 
 
 def test_right_file_passes(case, config):
-    for backend in set(runtime.backends()) - {"aoti"}:  # whose file this artifact lacks; test_aoti checks it
+    for backend in ("eager", "torchscript", "onnxruntime"):
         row = verify.check(runtime.load(artifacts.tiny_artifact(), backend), case, config)
         assert row.ok, backend
         assert row.parity.max_abs < 1e-5
@@ -93,6 +93,22 @@ def test_one_parameter_off_by_a_percent_fails(case, config, detector, name):
     row = verify.check(runtime.Session(manifest, "eager", "cpu", call), case, config)
     assert not row.ok
     assert row.as_dict()["ok"] is False
+
+
+def test_half_precision_is_measured_by_that_of_pytorch(case, config, detector):
+    own = verify.own_error(detector, [case], "float16")
+    assert 1e-5 < own.relative_l2 < 1e-2 and not own.ok
+
+    def session(error):
+        exact = case.outputs
+        outputs = [exact.cls_logits + error * np.abs(exact.cls_logits), exact.offsets, exact.point_mask]
+        return runtime.Session(manifest, "onnxruntime", "cpu", lambda *inputs: outputs)
+
+    manifest = runtime.load(artifacts.tiny_artifact(), "eager").manifest
+    assert verify.check(session(0.5 * own.relative_l2), case, config, own).ok
+    assert not verify.check(session(3 * own.relative_l2), case, config, own).ok
+    overflown = own._replace(max_abs=float("inf"), relative_l2=float("inf"))
+    assert not verify.check(session(float("nan")), case, config, overflown).ok
 
 
 def detections(segments, scores, labels):

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from ops import library
 from rdfa import cli, deploy, detect
 from rdfa.deploy import verify
 from tests.deploy import artifacts
 
 pytestmark = pytest.mark.slow
+MODELS = {"torchscript": "detector.ts.pt", "aoti": "detector.pt2"}
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +66,29 @@ def quick(monkeypatch):
     monkeypatch.setattr(verify, "SIZES", ((1, 64),))
 
 
+def artifact_of(kind):
+    return artifacts.tiny_artifact() if kind == "torchscript" else artifacts.aoti_artifact()
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Copies the artifact that has a file of that format; returns its folder and its manifest."""
+
+    def make(kind):
+        folder = shutil.copytree(artifact_of(kind), tmp_path / "artifact")
+        return folder, json.loads((folder / "manifest.json").read_text())
+
+    return make
+
+
 def run(program, *arguments):
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
 
 
-def from_python(folder, video, *arguments):
+def from_python(folder, video, *arguments, backend="torchscript"):
     """The rows that the program should print, from the result file of `rdfa.detect`."""
     output = video.with_suffix(".json")
-    command = ["--artifact", folder, "--backend", "torchscript", "--features", video, "--output", output, *arguments]
+    command = ["--artifact", folder, "--backend", backend, "--features", video, "--output", output, *arguments]
     assert cli.run(detect.main, list(map(str, command))) == 0
     (entries,) = json.loads(output.read_text())["results"].values()
     return [(*map(np.float32, entry["segment"]), entry["label"], np.float32(entry["score"])) for entry in entries]
@@ -90,11 +107,27 @@ def assert_same(found, expected):
     assert found == expected
 
 
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("length, order", [(1, "C"), (37, "C"), (64, "F"), (67, "C")])
-def test_prints_the_detections_of_the_package(program, features, length, order):
-    video = features(length, order)
-    expected = from_python(artifact(), video, "--fps", 29.97)
-    assert_same(from_cpp(program, artifact(), video, "--fps", 29.97), expected)
+def test_prints_the_detections_of_the_package(program, features, length, order, kind):
+    video, folder = features(length, order), artifact_of(kind)
+    expected = from_python(folder, video, "--fps", 29.97, backend=kind)
+    assert_same(from_cpp(program, folder, video, "--fps", 29.97), expected)
+
+
+@pytest.mark.parametrize("change", [{"method": "none"}, {"multiclass": False, "max_seg_num": 3}, {"pre_nms_topk": 1}])
+def test_aoti_decodes_as_the_manifest_says(program, features, copy, change):
+    folder, manifest = copy("aoti")
+    video = features(37)
+    before = from_cpp(program, folder, video, "--fps", 25)
+    manifest["decoding"] |= change
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = from_cpp(program, folder, video, "--fps", 25)
+    assert found and found != before
+    if "max_seg_num" in change:
+        assert len(found) == 3
+    if "pre_nms_topk" in change:
+        assert len(found) <= len(manifest["decoding"]["levels"])
 
 
 @pytest.mark.parametrize(
@@ -115,54 +148,98 @@ def test_process_has_no_python(program):
     assert "python" not in libraries.replace(str(Path(torch.__file__).parent), "")
 
 
-def flip_a_bit(folder, manifest):
-    path = folder / "detector.ts.pt"
+def flip_a_bit(folder, manifest, model):
+    path = folder / model
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def truncate(folder, manifest):
-    path = folder / "librdfa_ops.so"
-    path.write_bytes(path.read_bytes()[:-1])
+def truncate(folder, manifest, model):
+    (folder / model).write_bytes((folder / model).read_bytes()[:-1])
 
 
-def leave_the_directory(folder, manifest):
-    shutil.copyfile(folder / "detector.ts.pt", folder.parent / "detector.ts.pt")
-    manifest["files"]["../detector.ts.pt"] = manifest["files"].pop("detector.ts.pt")
+def truncate_the_library(folder, manifest, model):
+    truncate(folder, manifest, "librdfa_ops.so")
 
 
-def link(folder, manifest):
-    (folder / "detector.ts.pt").unlink()
-    (folder / "detector.ts.pt").symlink_to(artifact() / "detector.ts.pt")
+def leave_the_directory(folder, manifest, model):
+    shutil.copyfile(folder / model, folder.parent / model)
+    manifest["files"][f"../{model}"] = manifest["files"].pop(model)
 
 
-def remove(folder, manifest):
-    (folder / "detector.ts.pt").unlink()
+def link(folder, manifest, model):
+    (folder / model).rename(folder.parent / model)
+    (folder / model).symlink_to(folder.parent / model)
 
 
-def outdate(folder, manifest):
+def remove(folder, manifest, model):
+    (folder / model).unlink()
+
+
+def outdate(folder, manifest, model):
     manifest["format_version"] = 2
 
 
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (flip_a_bit, "detector.ts.pt differs from the SHA-256"),
-        (truncate, "librdfa_ops.so has"),
-        (leave_the_directory, "'../detector.ts.pt', which leaves the directory"),
-        (link, "'detector.ts.pt', which leaves the directory"),
-        (remove, "detector.ts.pt is missing"),
+        (flip_a_bit, "{} differs from the SHA-256"),
+        (truncate, "{} has"),
+        (truncate_the_library, "librdfa_ops.so has"),
+        (leave_the_directory, "'../{}', which leaves the directory"),
+        (link, "'{}', which leaves the directory"),
+        (remove, "{} is missing"),
         (outdate, "not of format version 1"),
     ],
 )
-def test_refuses_a_damaged_artifact_in_one_line(program, features, tmp_path, damage, message):
-    folder = tmp_path / "artifact"
-    shutil.copytree(artifact(), folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    damage(folder, manifest)
+def test_refuses_a_damaged_artifact_in_one_line(program, features, copy, kind, damage, message):
+    folder, manifest = copy(kind)
+    damage(folder, manifest, MODELS[kind])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert_refused(run(program, folder, features(9), "--fps", 25), 1, message.format(MODELS[kind]))
+
+
+def change_processor(manifest):
+    manifest["files"]["detector.pt2"]["processor"] = "SVE256"
+
+
+def drop_decoding(manifest):
+    del manifest["decoding"]
+
+
+def misname_method(manifest):
+    manifest["decoding"]["method"] = "gentle"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (change_processor, "was compiled for processors with SVE256, this one has"),
+        (drop_decoding, "has no section 'decoding': export the artifact again"),
+        (misname_method, "decoding method 'gentle' is unknown"),
+    ],
+)
+def test_refuses_an_aoti_file_that_it_cannot_run(program, features, copy, change, message):
+    folder, manifest = copy("aoti")
+    change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert_refused(run(program, folder, features(9), "--fps", 25), 1, message)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("detector.pt3", "has no file 'detector.pt3' in its manifest"),
+        ("detector.onnx", "is a file of format onnx: only torchscript and aoti run here"),
+    ],
+)
+def test_refuses_another_model(program, features, model, message):
+    video = features(9)
+    named = from_cpp(program, artifact(), video, "--fps", 25, "--model", "detector.ts.pt")
+    assert_same(named, from_cpp(program, artifact(), video, "--fps", 25))
+    assert_refused(run(program, artifact(), video, "--fps", 25, "--model", model), 1, message)
 
 
 def test_refuses_a_manifest_that_is_cut_off(program, features, tmp_path):
@@ -176,14 +253,13 @@ def test_refuses_a_manifest_that_is_cut_off(program, features, tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 119, 120, 70001])
 def test_sha256_at_every_kind_of_end(program, tmp_path, size):
-    """A library of that size passes, so that the next file is asked for."""
+    """A model of that size passes, so that the next file is asked for."""
     content = bytes(i * 7 % 251 for i in range(size))
-    (tmp_path / "library").write_bytes(content)
-    entry = {"format": "library", "size": size, "sha256": hashlib.sha256(content).hexdigest()}
-    missing = {"format": "torchscript", "size": 1, "sha256": ""}
-    manifest = {"format_version": 1, "files": {"library": entry, "model": missing}}
+    (tmp_path / "model").write_bytes(content)
+    entry = {"format": "torchscript", "size": size, "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = {"format_version": 1, "files": {"model": entry}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert_refused(run(program, tmp_path, tmp_path / "video.npy", "--fps", 25), 1, "model is missing")
+    assert_refused(run(program, tmp_path, tmp_path / "video.npy", "--fps", 25), 1, "has no operator library")
 
 
 def assert_refused(answer, code, message):
@@ -200,6 +276,8 @@ def assert_refused(answer, code, message):
         (["--fps", "fast"], 2, "--fps fast: give a positive number"),
         (["--fps", "25", "--duration"], 2, "usage"),
         (["--speed", "25"], 2, "usage"),
+        (["--device", "tpu"], 2, "usage"),
+        (["--device"], 2, "usage"),
     ],
 )
 def test_refuses_wrong_arguments(program, features, arguments, code, message):
@@ -219,8 +297,26 @@ def test_refuses_features_of_another_kind(program, features, wrong, message):
     assert_refused(run(program, artifact(), video, "--fps", 25), 1, message)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_refuses_a_gpu_that_is_not_there(program, features):
+    answer = run(program, artifact(), features(9), "--fps", 25, "--device", "cuda")
+    assert_refused(answer, 1, "libtorch finds no GPU here: use --device cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot")
+def test_the_same_detections_on_a_gpu(program, features):
+    """With the kernels compiled ahead of time: there is no Triton in this process."""
+    video = features(67)
+    expected = from_cpp(program, artifact(), video, "--fps", 25)
+    found = from_cpp(program, artifact(), video, "--fps", 25, "--device", "cuda")
+    assert [row[2] for row in found] == [row[2] for row in expected] and len(found) >= 3
+    for k in (0, 1, 3):
+        np.testing.assert_allclose([row[k] for row in found], [row[k] for row in expected], rtol=1e-3, atol=1e-3)
+
+
 def test_class_names_may_hold_any_character(program, features, tmp_path):
-    """Escapes in the manifest are read, though the names come from the TorchScript file."""
     folder = tmp_path / "artifact"
     shutil.copytree(artifact(), folder)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -228,4 +324,5 @@ def test_class_names_may_hold_any_character(program, features, tmp_path):
     video = features(9)
     for ascii_only in (True, False):
         (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=ascii_only), encoding="utf-8")
-        assert len(from_cpp(program, folder, video, "--fps", 25)) >= 3
+        answer = run(program, folder, video, "--fps", 25).stdout
+        assert {name for name in manifest["classes"][:3] if f"\t{name}\t" in answer} == set(manifest["classes"][:3])

@@ -116,3 +116,10 @@ def test_kernels_export_no_symbol_that_another_instruction_set_could_take():
         for path in objects:
             symbols = subprocess.run(["nm", "-C", str(path)], capture_output=True, text=True, check=True).stdout
             assert [line for line in symbols.splitlines() if line[17:18] in ("W", "u")] == []
+
+
+def test_folder_without_onnxruntime_headers_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(builder, "build", lambda force=False: builder.LIBRARY)
+    assert builder.main(["--onnxruntime_headers", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert f"{tmp_path} has no onnxruntime_c_api.h" in message and message.count("\n") == 1

@@ -1,9 +1,11 @@
 """Finding and loading the native library: once, with a remedy when it is not there, and its instruction sets."""
 
+import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,3 +104,61 @@ def test_results_are_laid_out_as_the_fake_ones(shape, order):
     assert x.shape == shape
     real = torch.ops.rdfa.causal_conv1d(x, torch.zeros(shape[1], 2), None, False, False)
     assert real.stride() == library.empty_bdl(x).stride()
+
+
+# Prints which file registered the kernels that CUDA tensors get, for inference and for training.
+GPU_KERNELS = """
+import sys, torch
+if "copy" in sys.argv:
+    torch.ops.load_library("ops/librdfa_ops.so")
+from ops import library
+for name in ("selective_scan", "causal_conv1d", "selective_scan_train"):
+    (line, *_) = [l for l in torch._C._dispatch_dump("rdfa::" + name).splitlines() if l.startswith("CUDA: ")] or [""]
+    print("library" if "gpu_register.cpp" in line else "triton" if "library.py" in line else "none")
+"""
+
+
+def test_the_gpu_is_served_by_triton_where_it_is_installed_and_by_the_library_elsewhere():
+    """Never by both, of which torch would warn. A copy of the library that was loaded before stays in charge."""
+    pytest.importorskip("triton")
+    cases = {
+        ("jit",): "triton triton triton",
+        ("aot",): "library library none",
+        ("jit", "copy"): "library library triton",
+    }
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", GPU_KERNELS, *words], cwd=ROOT, text=True,
+            env={k: v for k, v in os.environ.items() if k != library.GPU_SWITCH}
+            | ({library.GPU_SWITCH: "aot"} if kernels == "aot" else {}),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for kernels, *words in cases
+    ]  # fmt: skip
+    for expected, run in zip(cases.values(), runs):
+        output, errors = run.communicate()
+        assert (output.split(), errors) == (expected.split(), "")
+
+
+def on_gpu(dtype=torch.float32, requires_grad=False):
+    """As much of a tensor as is asked of it."""
+    return SimpleNamespace(device=torch.device("cuda"), dtype=dtype, requires_grad=requires_grad)
+
+
+@pytest.mark.parametrize(
+    "triton, pack, tensors, expected",
+    [
+        (False, True, (on_gpu(), None, on_gpu(torch.float16)), True),
+        (True, True, (on_gpu(),), False),
+        (False, False, (on_gpu(),), False),
+        (False, True, (on_gpu(torch.float64),), False),
+        (False, True, (on_gpu(), torch.zeros(1)), False),
+        (False, True, (on_gpu(), on_gpu(requires_grad=True)), False),
+    ],
+)
+def test_which_tensors_take_kernels_compiled_ahead_of_time(monkeypatch, tmp_path, triton, pack, tensors, expected):
+    monkeypatch.setattr(library, "HAS_TRITON", triton)
+    monkeypatch.setattr(library, "pack_path", lambda: tmp_path if pack else tmp_path / "missing")
+    assert library.runs_aot(*tensors) is expected
+    with torch.no_grad():
+        assert library.runs_aot(*tensors) is (expected or getattr(tensors[-1], "requires_grad", False))

@@ -22,9 +22,14 @@ def artifact():
     return artifacts.tiny_artifact()
 
 
-@pytest.fixture(scope="module", params=[*BACKENDS, pytest.param("aoti", marks=pytest.mark.slow)])
+OTHERS = {"openvino": artifacts.onnx_artifact, "aoti": artifacts.aoti_artifact}
+
+
+@pytest.fixture(scope="module", params=[*BACKENDS, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def session(request, artifact):
-    folder = artifacts.aoti_artifact() if request.param == "aoti" else artifact
+    if request.param == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'rdfa-s6[openvino]'")
+    folder = OTHERS[request.param]() if request.param in OTHERS else artifact
     return runtime.load(folder, request.param, threads=1)
 
 
@@ -40,9 +45,10 @@ def copy(artifact, tmp_path):
 
 
 def test_every_backend_is_listed_and_available(artifact):
-    assert runtime.backends() == [*BACKENDS, "aoti"]
+    assert runtime.backends() == [*BACKENDS, *OTHERS]
     reasons = runtime.availability(artifact)
     assert "no aoti file" in reasons.pop("aoti")
+    assert reasons.pop("openvino")
     assert reasons == dict.fromkeys(BACKENDS)
 
 
@@ -98,16 +104,21 @@ def test_wrong_inputs_are_refused_in_one_line(session, change, message):
 def test_unknown_backend_device_and_threads(artifact):
     with pytest.raises(UsageError, match="did you mean 'onnxruntime'"):
         runtime.load(artifact, "onnxrutime")
-    with pytest.raises(UsageError, match="no device 'cuda'"):
+    with pytest.raises(UsageError, match="openvino has no device 'cuda': it runs on cpu"):
+        runtime.load(artifact, "openvino", device="cuda")
+    with pytest.raises(UsageError, match="no onnx_gpu file: export it with --formats onnx_gpu"):
         runtime.load(artifact, "onnxruntime", device="cuda")
+    with pytest.raises(UsageError, match="no float16 onnx file: export it with --formats onnx --dtype float16"):
+        runtime.load(artifact, "onnxruntime", dtype="float16")
     with pytest.raises(UsageError, match="threads = 0"):
         runtime.load(artifact, "onnxruntime", threads=0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_eager_on_a_gpu_that_is_not_there(artifact):
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
+def test_a_gpu_that_is_not_there(artifact, backend):
     with pytest.raises(UsageError, match="no GPU"):
-        runtime.load(artifact, "eager", device="cuda")
+        runtime.load(artifact, backend, device="cuda")
 
 
 @pytest.mark.parametrize("backend", ["eager", "torchscript"])
@@ -131,9 +142,13 @@ def test_format_that_was_not_exported(copy):
 
 def test_package_that_is_not_installed(artifact, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
-    reason = runtime.availability(artifact)["onnxruntime"]
-    assert "onnxruntime is not installed" in reason and "rdfa-s6[onnx]" in reason
+    absent = {"onnxruntime", "openvino"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+    reasons = runtime.availability(artifact)
+    assert reasons["onnxruntime"] == "onnxruntime is not installed: pip install 'rdfa-s6[onnx]'"
+    assert reasons["openvino"] == "openvino is not installed: pip install 'rdfa-s6[openvino]'"
+    with pytest.raises(UsageError, match="pip install"):
+        runtime.load(artifact, "onnxruntime")
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,11 @@ inline bool is_float_or_bfloat16(const Tensor& t) {
   return t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16;
 }
 
+inline bool poisons_allocations() {
+  const char* poison = std::getenv("RDFA_POISON_ALLOCATIONS");
+  return poison != nullptr && std::strcmp(poison, "1") == 0;
+}
+
 // An uninitialised CPU tensor. RDFA_POISON_ALLOCATIONS=1 (tests) fills it with NaN (-1 in integers), so that an element
 // that a kernel forgets to write cannot pass for a right one.
 inline Tensor allocate(std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides, ScalarType dtype) {
@@ -60,8 +65,7 @@ inline Tensor allocate(std::initializer_list<int64_t> sizes, std::initializer_li
                                                          strides.begin(), code, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
   Tensor t(handle);
-  const char* poison = std::getenv("RDFA_POISON_ALLOCATIONS");
-  if (poison != nullptr && std::strcmp(poison, "1") == 0 && t.numel() > 0) {
+  if (poisons_allocations() && t.numel() > 0) {
     std::memset(t.mutable_data_ptr(), 0xFF, static_cast<size_t>(t.numel()) * t.element_size());
   }
   return t;

@@ -15,10 +15,13 @@ def make(shape, width, with_bias, dtype, seed=0, device="cpu"):
 
 
 def run(function, tensors, dy, activation, reverse):
-    """Output and gradients of x, weight and bias, as a dictionary; `function` is the operator or its reference."""
+    """Output and, with gradients enabled, those of x, weight and bias, as a dictionary; `function` is the operator or
+    its reference."""
     names = ["x", "weight", "bias"][: len(tensors)]
     leaves = [t.detach().requires_grad_() for t in tensors]
     y = function(*leaves, activation=activation, reverse=reverse)
+    if not torch.is_grad_enabled():
+        return {"y": y}
     gradients = torch.autograd.grad(y, leaves, dy.to(y.dtype))
     return {"y": y.detach()} | {f"d{name}": g for name, g in zip(names, gradients)}
 

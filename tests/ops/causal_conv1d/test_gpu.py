@@ -1,4 +1,7 @@
-"""The Triton kernels on a GPU: against the reference in float64, as torch operators, compiled, and repeated."""
+"""The kernels on a GPU: against the reference in float64, as torch operators, compiled, and repeated.
+
+Triton's, or with RDFA_GPU_KERNELS=aot those of the pack, which have no gradients.
+"""
 
 import itertools
 
@@ -16,8 +19,11 @@ from tests.ops.selective_scan.cases import channels_last, contiguous
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(not library.HAS_TRITON, reason="Triton is not installed"),
+    pytest.mark.skipif(
+        not library.HAS_TRITON and not library.pack_path().exists(), reason="neither Triton nor a pack of kernels"
+    ),
 ]
+of_triton = pytest.mark.skipif(not library.HAS_TRITON, reason="only Triton's kernels do this")
 
 LAYOUTS = [contiguous, channels_last]
 all_dtypes = pytest.mark.parametrize(
@@ -29,10 +35,11 @@ SHAPES = [(1, 1, 1), (2, 3, 2), (3, 5, 7), (2, 67, 129), (1, 33, 100003), (2, 51
 
 
 def check_single(tensors, dy, activation, reverse):
-    assert library.runs_triton(*tensors)
-    value = cases.run(causal_conv1d, tensors, dy, activation, reverse)
-    same = cases.run(causal_conv1d_reference, tensors, dy, activation, reverse)
-    truth = cases.run(causal_conv1d_reference, cases.doubled(tensors), dy.double(), activation, reverse)
+    assert library.runs_triton(*tensors) or library.runs_aot(*tensors)
+    with torch.set_grad_enabled(library.HAS_TRITON):
+        value = cases.run(causal_conv1d, tensors, dy, activation, reverse)
+        same = cases.run(causal_conv1d_reference, tensors, dy, activation, reverse)
+        truth = cases.run(causal_conv1d_reference, cases.doubled(tensors), dy.double(), activation, reverse)
     for name in truth:
         assert value[name].dtype == same[name].dtype
         assert_as_exact(name, value[name], same[name], truth[name])
@@ -60,6 +67,7 @@ def test_more_than_two_to_the_31_elements():
         torch.testing.assert_close(y[-1:, -2:], expected, rtol=1e-2, atol=1e-2)
 
 
+@of_triton
 @all_dtypes
 @pytest.mark.parametrize("widths", [(2, 3, 4), (4,)], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 7), (1, 33, 100003), (2, 512, 2304), (0, 3, 4)], ids=str)
@@ -74,6 +82,7 @@ def test_bidirectional(shape, widths, dtype):
         assert_as_exact(name, value[name], same[name], truth[name])
 
 
+@of_triton
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(layout):
     (x, weight, bias), dy = cases.make((2, 5, 11), 4, with_bias=True, dtype=torch.float32, device="cuda")
@@ -84,6 +93,7 @@ def test_opcheck(layout):
     torch.library.opcheck(torch.ops.rdfa.causal_conv1d, (x, weight, bias, True, False))
 
 
+@of_triton
 def test_opcheck_of_bidirectional():
     x, weights, biases, du = cases.make_bidirectional((2, 5, 11), (2, 4), torch.float32, device="cuda")
     torch.library.opcheck(torch.ops.rdfa.bidirectional_conv1d_backward, (du, x, weights, biases))
@@ -99,6 +109,7 @@ def kernels_compiled() -> int:
     return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels)
 
 
+@of_triton
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_training_is_not_recompiled_for_another_length(layout):
     _, weights, biases, _ = cases.make_bidirectional((1, 16, 1), (2, 3, 4), torch.float32, device="cuda")
@@ -125,6 +136,7 @@ def test_compiled_training_is_not_recompiled_for_another_length(layout):
     assert counter.frame_count == 1 and counts[0] == counts[-1]
 
 
+@of_triton
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_repeats_to_the_last_bit(layout):
     tensors, dy = cases.make((4, 96, 2304), 4, with_bias=True, dtype=torch.bfloat16, device="cuda")

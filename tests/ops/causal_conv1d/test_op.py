@@ -95,9 +95,15 @@ def test_export_with_a_dynamic_length():
     torch.testing.assert_close(program.module()(x), Convolution()(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_dtypes_use_the_reference(dtype):
-    inputs = example(dtype=dtype)
+def test_float16_runs_the_kernel_in_float32():
+    inputs = example(dtype=torch.float16)
+    y = causal_conv1d(*inputs, "silu", reverse=True)
+    wide = causal_conv1d(*(t.float() for t in inputs), "silu", reverse=True)
+    assert y.dtype == torch.float16 and torch.equal(y, wide.half())
+
+
+def test_other_dtypes_use_the_reference():
+    inputs = example(dtype=torch.float64)
     assert not library.runs_native(*inputs)
     assert torch.equal(causal_conv1d(*inputs, "silu"), causal_conv1d_reference(*inputs, "silu"))
 

@@ -1,4 +1,4 @@
-"""The ONNX function of the selective scan: what it computes, in two runtimes, and that it stays closed and dynamic."""
+"""The ONNX node of the selective scan: what its two bodies and its kernel compute, and that they stay dynamic."""
 
 import itertools
 
@@ -9,9 +9,12 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch")
 
+import hypothesis  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
+from ops import build  # noqa: E402
 from ops.selective_scan import export  # noqa: E402
 from ops.selective_scan.reference import selective_scan_reference as reference  # noqa: E402
 
@@ -21,7 +24,7 @@ SHAPES = [(1, 5, 3, 7, 1), (3, 6, 16, 33, 2), (2, 1, 1, 1, 1), (2, 4, 5, 2, 4), 
 EVERYTHING = dict.fromkeys(export.OPTIONAL, True)
 
 
-def make_model(given=EVERYTHING, delta_softplus=True, reverse=False, dtype=TensorProto.FLOAT):
+def make_model(given=EVERYTHING, delta_softplus=True, reverse=False, dtype=TensorProto.FLOAT, body="cpu", **options):
     """A model of one SelectiveScan node whose optional inputs are those `given`; every axis is dynamic."""
     inputs = [name if given.get(name, True) else "" for name in export.INPUTS]
     node = helper.make_node(
@@ -30,7 +33,7 @@ def make_model(given=EVERYTHING, delta_softplus=True, reverse=False, dtype=Tenso
     values = [helper.make_tensor_value_info(name, dtype, [None] * RANKS[name]) for name in inputs if name]
     graph = helper.make_graph([node], "scan", values, [helper.make_tensor_value_info("y", dtype, [None] * 3)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", export.OPSET)], ir_version=10)
-    assert export.add_functions(model) == 1
+    assert export.add_functions(model, body, **options) == 1
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -61,13 +64,37 @@ def expected(values, delta_softplus=True, reverse=False):
     return reference(**tensors, delta_softplus=delta_softplus, reverse=reverse).numpy()
 
 
-def run_ort(model, values):
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, values)[0]
+def open_ort(model, native=False):
+    options = onnxruntime.SessionOptions()
+    if native:
+        options.register_custom_ops_library(str(build.ORT_LIBRARY))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run_ort(model, values, native=False):
+    return open_ort(model, native).run(None, values)[0]
 
 
 def run_onnx(model, values):
     return ReferenceEvaluator(model).run(None, values)[0]
+
+
+def run_native(model, values):
+    return run_ort(model, values, native=True)
+
+
+needs_library = pytest.mark.skipif(
+    not build.ORT_LIBRARY.exists(), reason="librdfa_ort.so is not built: python -m ops.build --onnxruntime_headers DIR"
+)
+# The body, and what runs it.
+WAYS = [
+    pytest.param(("cpu", run_ort), id="cpu-ort"),
+    pytest.param(("cpu", run_onnx), id="cpu-onnx"),
+    pytest.param(("gpu", run_ort), id="gpu-ort"),
+    pytest.param(("gpu", run_onnx), id="gpu-onnx"),
+    pytest.param(("cpu", run_native), id="native", marks=needs_library),
+]
+each_way = pytest.mark.parametrize("way", WAYS)
 
 
 def assert_close(y, want, tolerance=1e-6):
@@ -75,48 +102,55 @@ def assert_close(y, want, tolerance=1e-6):
     assert np.linalg.norm(y - want) <= tolerance * np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("run", [run_ort, run_onnx])
+@each_way
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_reference(run, shape):
+def test_equals_the_reference(way, shape):
+    body, run = way
     values = make_inputs(shape)
-    assert_close(run(make_model(), values), expected(values))
+    assert_close(run(make_model(body=body), values), expected(values))
 
 
+@each_way
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=5)), ids=str)
-def test_every_combination_of_inputs_and_attributes(flags):
+def test_every_combination_of_inputs_and_attributes(way, flags):
+    body, run = way
     *present, delta_softplus, reverse = flags
     given = dict(zip(export.OPTIONAL, present))
-    model = make_model(given, delta_softplus, reverse)
-    values = make_inputs((2, 6, 3, 9, 2), given)
-    want = expected(values, delta_softplus, reverse)
-    assert_close(run_ort(model, values), want)
-    assert_close(run_onnx(model, values), want)
+    model = make_model(given, delta_softplus, reverse, body=body)
+    values = make_inputs((2, 6, 3, 19, 2), given)
+    assert_close(run(model, values), expected(values, delta_softplus, reverse))
 
 
-def test_one_model_serves_every_size():
-    session = onnxruntime.InferenceSession(make_model().SerializeToString(), providers=["CPUExecutionProvider"])
+@pytest.mark.parametrize(
+    "body, native", [("cpu", False), ("gpu", False), pytest.param("cpu", True, marks=needs_library)]
+)
+def test_one_model_serves_every_size(body, native):
+    session = open_ort(make_model(body=body), native)
     for shape in [(1, 4, 3, 5, 1), (3, 4, 3, 1, 1), (2, 9, 5, 2336, 3)]:
         values = make_inputs(shape)
         assert_close(session.run(None, values)[0], expected(values))
 
 
-@pytest.mark.parametrize("run", [run_ort, run_onnx])
-def test_time_steps_from_vanishing_to_huge(run):
+@each_way
+def test_time_steps_from_vanishing_to_huge(way):
     """softplus must neither overflow above 88 nor lose the digits of small time steps."""
+    body, run = way
     values = make_inputs((1, 8, 4, 40, 1))
     values["delta"] = np.linspace(-14, 120, 8 * 40, dtype=np.float32).reshape(1, 8, 40)
     values["delta_bias"][:] = 0
     values["D"][:] = 0
-    y, want = run(make_model(), values), expected(values)
+    y, want = run(make_model(body=body), values), expected(values)
     assert np.isfinite(y).all()
     for channel in range(8):
         assert_close(y[:, channel], want[:, channel], 1e-5)
 
 
-def test_half_precision_computes_in_float32():
+@pytest.mark.parametrize("way", [way for way in WAYS if "onnx" not in way.id])
+def test_half_precision_computes_in_float32(way):
+    body, run = way
     values = make_inputs((2, 5, 16, 65, 1))
     half = {name: value.astype(np.float16) for name, value in values.items()}
-    y = run_ort(make_model(dtype=TensorProto.FLOAT16), half)
+    y = run(make_model(dtype=TensorProto.FLOAT16, body=body), half)
     assert y.dtype == np.float16
     want = expected({name: value.astype(np.float32) for name, value in half.items()})
     assert_close(y.astype(np.float32), want, 5e-4)
@@ -150,6 +184,28 @@ def test_loop_body_captures_nothing():
         assert known >= set(node.input), f"{node.op_type} reads a value from outside"
         known |= set(node.output)
     assert not any(v.type.tensor_type.HasField("shape") for v in (*body.input, *body.output))
+
+
+def test_body_for_gpus_has_no_control_flow_and_few_nodes():
+    """Loops are round trips to the host; and a graph of thousands of nodes takes its time to launch."""
+    nodes = make_model(body="gpu").functions[0].node
+    assert not {"Scan", "Loop", "If"} & {node.op_type for node in nodes}
+    assert len(nodes) < 300
+
+
+def test_sequence_longer_than_the_body_for_gpus_serves_is_no_number():
+    model = make_model(body="gpu", max_length=40)
+    for length in (40, 41):
+        values = make_inputs((1, 3, 2, length, 1))
+        y = run_ort(model, values)
+        assert np.isnan(y).all() if length > 40 else np.isfinite(y).all()
+
+
+@hypothesis.given(length=st.integers(1, 300), max_length=st.integers(0, 100))
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_body_for_gpus_is_right_up_to_its_longest_sequence(length, max_length):
+    values = make_inputs((1, 2, 3, length, 1), seed=length)
+    assert_close(run_ort(make_model(body="gpu", max_length=length + max_length), values), expected(values))
 
 
 def test_inlined_model_gives_the_same():

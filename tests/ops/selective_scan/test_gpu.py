@@ -1,4 +1,7 @@
-"""The Triton kernels on a GPU: against the reference in float64, as torch operators, compiled, repeated, sanitized."""
+"""The kernels on a GPU: against the reference in float64, as torch operators, compiled, repeated, sanitized.
+
+Triton's, or with RDFA_GPU_KERNELS=aot those of the pack, which have no gradients.
+"""
 
 import shutil
 import subprocess
@@ -17,8 +20,11 @@ from tests.ops.selective_scan import cases
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(not library.HAS_TRITON, reason="Triton is not installed"),
+    pytest.mark.skipif(
+        not library.HAS_TRITON and not library.pack_path().exists(), reason="neither Triton nor a pack of kernels"
+    ),
 ]
+of_triton = pytest.mark.skipif(not library.HAS_TRITON, reason="only Triton's kernels do this")
 
 all_dtypes = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"]
@@ -32,12 +38,13 @@ EMPTY = [(0, 3, 4, 5), (2, 3, 4, 0), (2, 0, 4, 5)]
 def check(shape, kind="BNL", softplus=True, reverse=False, **options):
     tensors = {k: None if t is None else t.cuda() for k, t in cases.make(shape, kind, **options).items()}
     dy, dstate = (t.cuda() for t in cases.output_gradients(shape, tensors["u"].dtype))
-    assert library.runs_triton(*tensors.values())
-    value, same = (
-        cases.run(f, tensors, dy, dstate, softplus, reverse) for f in (selective_scan, selective_scan_reference)
-    )
+    assert library.runs_triton(*tensors.values()) or library.runs_aot(*tensors.values())
     exact = {k: None if t is None else t.double() for k, t in tensors.items()}
-    truth = cases.run(selective_scan_reference, exact, dy, dstate, softplus, reverse)
+    with torch.set_grad_enabled(library.HAS_TRITON):
+        value, same = (
+            cases.run(f, tensors, dy, dstate, softplus, reverse) for f in (selective_scan, selective_scan_reference)
+        )
+        truth = cases.run(selective_scan_reference, exact, dy, dstate, softplus, reverse)
     for name in truth:
         assert value[name].dtype == same[name].dtype
         assert_as_exact(name, value[name], same[name], truth[name])
@@ -51,6 +58,7 @@ def test_values_and_gradients(shape, layout, dtype):
     check(shape, kind="BLN", dtype=dtype, layout=layout, reverse=True)
 
 
+@of_triton
 @pytest.mark.parametrize("tile", tiles.FORWARD_TILES, ids=lambda tile: f"{tile.rows}x{tile.lanes}")
 @pytest.mark.parametrize("blocks", [1, 3, 10**6])
 @pytest.mark.parametrize("length", [256, 272, 301])
@@ -88,7 +96,8 @@ def test_grid_of_mamba_ssm(groups, length, dtype):
         "delta_bias": 0.5 * torch.rand(4, device="cuda", generator=generator),
     }
     dy = random(2, 4, length).to(dtype)
-    value, expected = (cases.run(f, tensors, dy) for f in (selective_scan, selective_scan_reference))
+    with torch.set_grad_enabled(library.HAS_TRITON):
+        value, expected = (cases.run(f, tensors, dy) for f in (selective_scan, selective_scan_reference))
     rtol, atol = {torch.float32: (6e-4, 2e-3), torch.float16: (3e-3, 5e-3), torch.bfloat16: (3e-2, 5e-2)}[dtype]
     weight_tolerance = {"rtol": max(rtol, 1e-3), "atol": max(10 * atol, 5e-3)}
     for name in expected:
@@ -97,6 +106,7 @@ def test_grid_of_mamba_ssm(groups, length, dtype):
         torch.testing.assert_close(value[name], expected[name], **tolerance, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@of_triton
 @all_dtypes
 @pytest.mark.parametrize("sizes", [(2, 3, 17, 16, 301), (1, 1, 64, 16, 1024), (3, 2, 5, 17, 40)], ids=str)
 def test_both_directions_and_all_branches(sizes, dtype):
@@ -124,6 +134,7 @@ def test_a_million_steps():
     assert y.isfinite().all()
 
 
+@of_triton
 def test_opcheck():
     tensors = {k: t.cuda() for k, t in cases.make((2, 5, 3, 11)).items()}
     y, last_state, states = torch.ops.rdfa.selective_scan_train(*tensors.values(), True, False)
@@ -134,6 +145,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.rdfa.selective_scan, (*tensors.values(), True, False))
 
 
+@of_triton
 def test_opcheck_of_bidirectional():
     tensors, grad_y = cases.make_bidirectional(2, 2, 5, 3, 11, device="cuda")
     _, states = torch.ops.rdfa.bidirectional_scan_train(*tensors.values())
@@ -151,6 +163,7 @@ def kernels_compiled() -> int:
     return sum(len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels)
 
 
+@of_triton
 def test_compiled_training_is_not_recompiled_for_another_length(monkeypatch):
     monkeypatch.setattr(tiles, "forward_tile", lambda *sizes: tiles.FORWARD_TILES[-1])
     monkeypatch.setattr(tiles, "segment", lambda *sizes: 10**6)
@@ -175,6 +188,7 @@ def test_compiled_training_is_not_recompiled_for_another_length(monkeypatch):
     assert counter.frame_count == 1 and counts[0] == counts[-1]
 
 
+@of_triton
 def test_repeats_to_the_last_bit():
     tensors, grad_y = cases.make_bidirectional(4, 3, 96, 16, 1152, torch.bfloat16, device="cuda")
     first = cases.run_bidirectional(bidirectional_scan, tensors, grad_y)
@@ -183,6 +197,7 @@ def test_repeats_to_the_last_bit():
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@of_triton
 def test_a_captured_graph_replays():
     tensors, _ = cases.make_bidirectional(1, 3, 64, 16, 288, torch.bfloat16, device="cuda")
     expected = bidirectional._forward(*tensors.values())
@@ -193,6 +208,22 @@ def test_a_captured_graph_replays():
     assert torch.equal(y, expected)
 
 
+def test_a_captured_scan_replays_with_other_values():
+    tensors = {k: t.cuda() for k, t in cases.make((2, 37, 16, 288), dtype=torch.bfloat16).items()}
+    if library.HAS_TRITON:  # compiles at the first call
+        selective_scan(*tensors.values(), delta_softplus=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = selective_scan(*tensors.values(), delta_softplus=True, return_last_state=True)
+    for seed in (1, 2):
+        for t, new in zip(tensors.values(), cases.make((2, 37, 16, 288), dtype=torch.bfloat16, seed=seed).values()):
+            t.copy_(new)
+        graph.replay()
+        expected = selective_scan(*tensors.values(), delta_softplus=True, return_last_state=True)
+        assert all(torch.equal(a, b) for a, b in zip(results, expected))
+
+
+@of_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(tool):

@@ -140,12 +140,26 @@ def test_second_derivatives_are_refused():
 
 
 def test_dispatch(monkeypatch):
-    """float32 and bfloat16 run the kernels, other dtypes the reference."""
+    """float32, bfloat16 and float16 run the kernels, other dtypes the reference."""
     called = []
     monkeypatch.setattr(op, "selective_scan_reference", lambda *a: called.append(a[0].dtype) or a[0])
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         selective_scan(*make((1, 3, 2, 4), dtype=dtype).values())
-    assert called == [torch.float16, torch.float64]
+    assert called == [torch.float64]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_float16_runs_the_kernels_in_float32(reverse):
+    tensors = make((2, 5, 3, 19), dtype=torch.float16)
+    how = {"delta_softplus": True, "reverse": reverse}
+    y, state = selective_scan(*tensors.values(), return_last_state=True, **how)
+    wide = selective_scan(*(t.float() for t in tensors.values()), return_last_state=True, **how)
+    assert y.dtype == torch.float16 and torch.equal(y, wide[0].half())
+    assert state.dtype == torch.float32 and torch.equal(state, wide[1])
+    tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    gradients = torch.autograd.grad(selective_scan(*tensors.values(), **how).sum(), tensors.values())
+    assert [g.dtype for g in gradients] == [t.dtype for t in tensors.values()]
+    assert all(g.isfinite().all() for g in gradients)
 
 
 def test_without_the_library_the_reference_runs(monkeypatch):

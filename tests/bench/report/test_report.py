@@ -12,18 +12,22 @@ from rich.console import Console
 
 from rdfa.bench import environment as environments
 from rdfa.bench import report
+from rdfa.bench.report import figures
 from rdfa.bench.results import SCHEMA, Row, document, write_json
 from rdfa.files import replacing
 from tests.bench.fakes import MACHINE
 
 VALID = Row(
     "onnxruntime", "cpu", "float32", "sweep", 1, 576, "valid",
-    latency_ms={"min": 1.0, "mean": 2.0, "p50": 2.0, "p90": 3.0, "p99": 123.456}, samples=40,
+    latency_ms={
+        "min": 1.0, "mean": 2.0, "p50": 2.0, "p90": 3.0, "p95": 4.0, "p97": 5.0, "p99": 123.456, "p99.9": 130.0,
+    },
+    samples=40,
     throughput_videos_per_s=500.0, speedup_vs_reference=12.345, reference="eager_plain", equal_to_fastest=True,
     aa_spread=0.012, parity={"max_abs": 2.5e-6, "relative_l2": 1e-7, "ok": True},
     detections={
         "count": 7, "reference_count": 8, "matched": 6, "max_abs_segment_s": 0.01, "max_abs_score": None,
-    }, peak_memory_mb=321.5, load_s=1.25, first_inference_ms=9.0,
+    }, peak_memory_mb=321.5, load_s=1.25, first_inference_ms=9.0, percent_of_peak=41.5,
 )  # fmt: skip
 INVALID = Row("eager", "cpu", "float32", "sweep", 1, 576, "invalid: cls_logits is off by <1>")
 SKIPPED = Row("openvino", "cpu", "float32", "sweep", 1, 576, "skipped: pip install 'rdfa-s6[openvino]'")
@@ -78,10 +82,12 @@ def test_a_file_appears_only_when_complete(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_write_makes_the_three_files(tmp_path):
+def test_write_makes_the_files(tmp_path):
     report.write(tmp_path / "new" / "folder", MACHINE, ROWS)
     folder = tmp_path / "new" / "folder"
-    assert sorted(p.name for p in folder.iterdir()) == ["latency.png", "report.html", "results.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "latency.png", "report.html", "results.json", "tails.png", "throughput.png",
+    ]  # fmt: skip
     assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")
     jsonschema.validate(json.loads((folder / "results.json").read_text()), json.loads(SCHEMA.read_text()))
 
@@ -95,7 +101,7 @@ def printed(rows) -> str:
 def test_table_shows_speed_of_valid_rows_and_reasons_of_the_others():
     text = printed(ROWS)
     line = next(line for line in text.splitlines() if "onnxruntime" in line and " 576" in line)
-    cells = "onnxruntime = 1 576 2.00 3.00 123 500 12.3x 322 1.25 9.00 2.5e-06 6/8"
+    cells = "onnxruntime = 1 576 2.00 3.00 123 500 12.3x 41.5 322 1.25 9.00 2.5e-06 6/8"
     assert line.split() == cells.split()
     assert "onnxruntime =" not in next(line for line in text.splitlines() if " 2304" in line)
     assert "eager (1x576): invalid: cls_logits is off by <1>" in text
@@ -137,7 +143,7 @@ class Page(HTMLParser):
 
 
 def test_page_is_well_formed_and_fetches_nothing():
-    text = report.page(MACHINE, ROWS, report.latency_png(ROWS))
+    text = report.page(MACHINE, ROWS, figures.draw(MACHINE, ROWS))
     page = Page(text)
     assert page.open == []
     assert page.fetched
@@ -151,9 +157,15 @@ def test_page_is_well_formed_and_fetches_nothing():
 
 
 def test_plot_of_nothing_and_of_many_lines():
-    assert report.latency_png([INVALID]).startswith(b"\x89PNG")
-    many = [dataclasses.replace(VALID, backend=f"b{i}", batch=b) for i in range(3) for b in range(1, 7)]
-    assert report.latency_png(many).startswith(b"\x89PNG")
+    assert figures.draw(MACHINE, [INVALID]) == {}
+    many = [
+        dataclasses.replace(VALID, backend=f"b{i}", batch=b, time=t, gflops=1.5, compulsory_mb=2.0)
+        for i in range(3) for b in range(1, 7) for t in (32, 64)
+    ]  # fmt: skip
+    peaks = {"matmul_gflops": {"float32": 100.0}, "copy_gb_per_s": 10.0}
+    pictures = figures.draw(MACHINE | {"peaks": peaks}, many)
+    assert list(pictures) == list(figures.TITLES)
+    assert all(png.startswith(b"\x89PNG") for png in pictures.values())
 
 
 def test_environment_names_the_machine_and_no_path_or_user(monkeypatch):

@@ -1,0 +1,92 @@
+"""The published computation of an FA-Bi-S6 block on the CUDA kernels of mamba-ssm and causal-conv1d: the reference row.
+
+Those kernels know one branch and one direction of time. So the block calls them branch by branch, the second direction
+on flipped copies, lays copies together as they want them, flips the results back and joins them. Everything else of the
+detector is as it is here.
+
+Only the compiled modules are imported: the packages' top levels need more than this benchmark does.
+Shape suffixes as in `rdfa.modeling.fa_bi_s6`.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from types import MethodType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rdfa.modeling.backbone import DualBiS6Block
+from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
+
+MODULES = {"selective_scan_cuda": "mamba-ssm", "causal_conv1d_cuda": "causal-conv1d"}
+
+
+class Kernels(NamedTuple):
+    """conv(x_BDL, weight_DW, bias_D): with its SiLU. scan(u, delta, A, B, C, D, z, delta_bias): gated y."""
+
+    conv: Callable[..., Tensor]
+    scan: Callable[..., Tensor]
+
+
+def missing() -> list[str]:
+    """Packages that are not installed."""
+    return [package for module, package in MODULES.items() if importlib.util.find_spec(module) is None]
+
+
+def cuda_kernels() -> Kernels:
+    """Those of the two packages."""
+    scan, conv = (importlib.import_module(name) for name in MODULES)
+
+    def convolve(x_BDL: Tensor, weight_DW: Tensor, bias_D: Tensor) -> Tensor:
+        output = torch.empty_like(x_BDL)
+        conv.causal_conv1d_fwd(x_BDL, weight_DW, bias_D, None, None, output, None, True)
+        return output
+
+    def scan_gated(u, delta, A, B_BNL, C_BNL, D, z, delta_bias):
+        # One group of channels shares B and C. The last result is the gated output.
+        return scan.fwd(u, delta, A, B_BNL[:, None], C_BNL[:, None], D, z, delta_bias, True)[-1]
+
+    return Kernels(convolve, scan_gated)
+
+
+def use(detector: nn.Module, kernels: Kernels) -> nn.Module:
+    """Make every FA-Bi-S6 block of `detector` compute in this way, and the channel gate take the mean of one."""
+
+    def forward(block: FeatureAggregatedBiS6, x_BLC: Tensor) -> Tensor:
+        return block.out_proj(_scans(block, kernels, x_BLC))
+
+    def gate(block: DualBiS6Block, x_BTC: Tensor) -> Tensor:
+        return block.sigmoid(block.c_mamba(block.adaptive_pool(x_BTC)).mean(dim=-1))
+
+    for module in detector.modules():
+        if isinstance(module, FeatureAggregatedBiS6):
+            module.forward = MethodType(forward, module)
+        elif isinstance(module, DualBiS6Block):
+            module.gate = MethodType(gate, module)
+    return detector
+
+
+def _scans(block: FeatureAggregatedBiS6, kernels: Kernels, x_BLC: Tensor) -> Tensor:
+    x_fwd, z_fwd, x_bwd, z_bwd = (
+        part.transpose(1, 2).contiguous() for part in block.in_proj(x_BLC).split(block.d_inner, dim=-1)
+    )
+    forwards = _direction(block, kernels, x_fwd, z_fwd)
+    backwards = _direction(block, kernels, x_bwd.flip(-1), z_bwd.flip(-1))
+    return torch.cat([*forwards, *(y.flip(-1) for y in backwards)], dim=1).transpose(1, 2)
+
+
+def _direction(block: FeatureAggregatedBiS6, kernels: Kernels, x_BDL: Tensor, z_BDL: Tensor) -> list[Tensor]:
+    A_DN, D_D = -torch.exp(block.A_log.float()), block.D.float()
+    shared, outputs = None, []
+    for conv in block.conv1ds:
+        u_BDL = kernels.conv(x_BDL, conv.weight.squeeze(1), conv.bias)
+        rows = F.linear(u_BDL.transpose(1, 2), block.x_proj.weight)
+        dt_BLR, B_BLN, C_BLN = rows.split([block.dt_rank, block.d_state, block.d_state], dim=-1)
+        if shared is None:
+            shared = B_BLN.transpose(1, 2).contiguous(), C_BLN.transpose(1, 2).contiguous()
+        delta_BDL = F.linear(dt_BLR, block.dt_proj.weight).transpose(1, 2).contiguous()
+        outputs.append(kernels.scan(u_BDL, delta_BDL, A_DN, *shared, D_D, z_BDL, block.dt_proj.bias.float()))
+    return outputs

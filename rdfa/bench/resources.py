@@ -1,0 +1,75 @@
+"""What a row costs beside time: operations and bytes of a call, the part of the machine's peak, energy, file size."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rdfa.bench import detector, flops
+from rdfa.bench.backends import detectors
+from rdfa.bench.candidates import Candidate, Sweep
+from rdfa.bench.cold_start import Shape
+from rdfa.bench.nvml import Nvml
+from rdfa.bench.results import Row
+from rdfa.runtime import manifest as manifests
+
+MB = 2**20
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# The driver's energy counter moves on ten times a second: long enough for it to be right to a few percent.
+ENERGY_S = 1.0
+# Formats by the beginning of a backend's name; a detector of torch is made from the weights.
+FILES = {"torchscript": "torchscript", "aoti": "aoti", "onnx": "onnx", "openvino": "onnx"}
+
+
+def fill(rows: Sequence[Row], sweep: Sweep, opened: Sequence[Candidate], peaks: dict[str, Any]) -> None:
+    """Complete the columns of the sweep's rows; file sizes of all rows."""
+    sizes = _file_sizes(sweep.artifact)
+    model = detectors.load_weights(sweep.artifact, "counting operations").to(sweep.device)
+    parameters, classes = sum(p.numel() for p in model.parameters()), model.settings.cls_head.num_classes
+    operations: dict[Shape, int | None] = {}
+    for row in rows:
+        row.model_mb = sizes.get(
+            next((f for start, f in FILES.items() if row.backend.startswith(start)), "safetensors")
+        )
+        if row.scenario != detector.SCENARIO or not row.valid:
+            continue
+        shape = Shape(row.batch, row.time)
+        if shape not in operations:
+            operations[shape] = _operations(model, shape, sweep)
+        inputs = row.batch * row.time * (sweep.channels * BYTES[row.dtype] + 1)
+        outputs = row.batch * sum(model.level_lengths(row.time)) * (classes + 2) * BYTES[row.dtype]
+        row.compulsory_mb = round((parameters * BYTES[row.dtype] + inputs + outputs) / MB, 3)
+        if operations[shape] is not None:
+            row.gflops = operations[shape] / 1e9
+            rate = 1e3 * row.gflops / row.latency_ms["p50"]
+            row.percent_of_peak = round(100 * rate / peaks["matmul_gflops"][row.dtype], 2)
+    if sweep.device == "cuda" and (nvml := Nvml.open()) is not None:
+        _energy([row for row in rows if row.scenario == detector.SCENARIO and row.valid], sweep, opened, nvml)
+
+
+def _operations(model: torch.nn.Module, shape: Shape, sweep: Sweep) -> int | None:
+    features = torch.zeros(shape.batch, sweep.channels, shape.time, device=sweep.device)
+    mask = torch.ones(shape.batch, shape.time, dtype=torch.bool, device=sweep.device)
+    return flops.count(lambda: model(features, mask))
+
+
+def _file_sizes(artifact: Path) -> dict[str, float]:
+    files = manifests.read(artifact)["files"].values()
+    return {entry["format"]: round(entry["size"] / MB, 3) for entry in files}
+
+
+def _energy(rows: Sequence[Row], sweep: Sweep, opened: Sequence[Candidate], nvml: Nvml) -> None:
+    backends = {(c.name, c.dtype): c.backend for c in opened}
+    for row in rows:
+        inputs = detector.make_inputs(Shape(row.batch, row.time), sweep.channels)
+        call = detector.rotating(backends[row.backend, row.dtype], inputs, sweep.resident)
+        before, start, calls = nvml.energy_j(), time.perf_counter(), 0
+        if before is None:
+            return
+        while time.perf_counter() - start < ENERGY_S:
+            call(calls)
+            calls += 1
+        row.sm_clock_mhz = nvml.clock_mhz()
+        row.energy_j_per_video = round((nvml.energy_j() - before) / (calls * row.batch), 5)

@@ -1,0 +1,50 @@
+"""The detector as TorchScript and AOTInductor files hold it: for one device and one number format.
+
+Shape suffixes: B batch, C channels, T time, P points, K classes.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from rdfa.deploy.gate_pool import GatherGatePool
+from rdfa.modeling.detector import Detector
+from rdfa.modeling.folded import fold
+from rdfa.modeling.layers import GatePool
+
+
+def deployed(detector: Detector, dtype: str, device: str = "cpu") -> nn.Module:
+    """(features_BCT, mask_BT) -> (cls_logits_BPK, offsets_BP2, point_mask_BP), float32 outside, `dtype` inside.
+
+    Callers need not know the type: features are rounded on the way in, logits and offsets widened on the way out. For a
+    CPU it is the folded detector, whose packed weights only a CPU can multiply; for a GPU the detector as it was
+    trained, whose operators have kernels there that need no Python.
+    """
+    if device == "cpu":
+        return fold(detector, getattr(torch, dtype))
+    return NarrowDetector(detector, getattr(torch, dtype)).eval().requires_grad_(False)
+
+
+class NarrowDetector(nn.Module):
+    """A copy of the detector that computes in another number format behind the interface of the float32 one."""
+
+    def __init__(self, detector: Detector, dtype: torch.dtype):
+        super().__init__()
+        self.settings, self.generator = detector.settings, detector.generator
+        self.dtype = dtype
+        self.detector = copy.deepcopy(detector).to(dtype)
+        _replace_pools(self.detector)
+
+    def forward(self, features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cls_logits_BPK, offsets_BP2, point_mask_BP = self.detector(features_BCT.to(self.dtype), mask_BT)
+        return cls_logits_BPK.float(), offsets_BP2.float(), point_mask_BP
+
+
+def _replace_pools(module: nn.Module) -> None:
+    """Those of torch freeze the length in what is exported."""
+    for name, child in module.named_children():
+        if isinstance(child, GatePool):
+            setattr(module, name, GatherGatePool(child))
+        else:
+            _replace_pools(child)

@@ -1,0 +1,70 @@
+"""Detectors of torch as backends, on the tiny artifact."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from ops import library
+from rdfa import runtime
+from rdfa.bench import backends
+from rdfa.errors import UsageError
+from tests.deploy.artifacts import tiny_artifact
+
+FEATURES = np.random.default_rng(0).standard_normal((2, 6, 38)).astype(np.float32)
+MASK = np.ones((2, 38), bool)
+
+if not library.loaded():
+    pytest.skip(f"the artifact needs the native library: {library.REMEDY}", allow_module_level=True)
+
+
+def test_all_that_the_runtime_knows_is_listed_and_reasons_name_the_remedy():
+    reasons = backends.availability(tiny_artifact())
+    assert set(runtime.backends()) < set(reasons)
+    assert reasons["eager_plain"] is reasons["eager"] is None
+    assert reasons["published"] == "a CUDA device alone runs it, not cpu"
+    on_gpu = backends.availability(tiny_artifact(), "cuda")
+    assert "pip install 'rdfa-s6[reference]'" in on_gpu["published"]
+    assert on_gpu["cuda_graph"] is None
+
+
+def test_halves_are_for_detectors_of_torch():
+    reasons = backends.availability(tiny_artifact(), dtype="bfloat16")
+    assert reasons["eager"] is None and "bfloat16" in reasons["onnxruntime"]
+    half = backends.load(tiny_artifact(), "eager", dtype="bfloat16", threads=1).run(FEATURES, MASK)
+    single = backends.load(tiny_artifact(), "eager", threads=1).run(FEATURES, MASK)
+    assert half.cls_logits.dtype == np.float32
+    error = np.abs(half.cls_logits - single.cls_logits).max() / np.abs(single.cls_logits).max()
+    assert 1e-4 < error < 0.2
+
+
+def test_a_resident_call_computes_the_same():
+    backend = backends.load(tiny_artifact(), "eager_plain", threads=1)
+    seen = []
+    forward = backend._call
+    backend._call = lambda *inputs: seen.append(forward(*inputs)) or seen[-1]
+    call = backend.resident(FEATURES, MASK)
+    call()
+    call()
+    assert len(seen) == 2
+    expected = backends.load(tiny_artifact(), "eager_plain", threads=1).run(FEATURES, MASK)
+    assert torch.equal(seen[1][0], torch.from_numpy(expected.cls_logits))
+
+
+def test_unknown_and_unavailable_backends():
+    with pytest.raises(UsageError, match="unknown backend 'eagre': did you mean 'eager'"):
+        backends.load(tiny_artifact(), "eagre")
+    with pytest.raises(UsageError, match=r"backend cuda_graph cannot run .*: a CUDA device alone runs it"):
+        backends.load(tiny_artifact(), "cuda_graph")
+
+
+def test_torch_compile_captures_the_repeated_parts_and_gives_the_detectors_outputs(monkeypatch):
+    """Without code generation, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.utils.counters.clear()
+    compiled = backends.load(tiny_artifact(), "torch_compile", threads=1).run(FEATURES, MASK)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    expected = backends.load(tiny_artifact(), "eager_plain", threads=1).run(FEATURES, MASK)
+    for value, wanted in zip(compiled, expected):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,48 @@
+"""The published way of an FA-Bi-S6 block, with this project's operators in place of the CUDA kernels."""
+
+import numpy as np
+import pytest
+import torch
+
+from ops import causal_conv1d, selective_scan
+from rdfa.bench.backends import published
+from rdfa.bench.backends.published import Kernels
+from tests.deploy.artifacts import tiny_config, tiny_detector
+
+
+def test_outputs_are_the_detectors_and_every_scan_goes_through_the_kernels():
+    calls = {"conv": 0, "scan": 0}
+
+    def conv(x, weight, bias):
+        calls["conv"] += 1
+        assert x.is_contiguous()
+        return causal_conv1d(x, weight, bias, activation="silu")
+
+    def scan(u, delta, A, B, C, D, z, delta_bias):
+        calls["scan"] += 1
+        assert delta.is_contiguous() and B.is_contiguous() and C.is_contiguous()
+        return selective_scan(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=True)
+
+    ours = tiny_detector(tiny_config())
+    theirs = published.use(tiny_detector(tiny_config()), Kernels(conv, scan))
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 6, 38)).astype(np.float32))
+    mask = torch.ones(2, 38, dtype=torch.bool)
+    mask[1, 29:] = False
+    with torch.inference_mode():
+        for a, b in zip(theirs(features, mask), ours(features, mask)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    # One pass of the stem, over time and over channels with three branches each, and one branch block; two directions.
+    assert calls == {"conv": 14, "scan": 14}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_cuda_kernels_give_what_the_detector_gives():
+    if published.missing():
+        pytest.skip(f"{', '.join(published.missing())} is not installed: pip install 'rdfa-s6[reference]'")
+    ours = tiny_detector(tiny_config()).cuda()
+    theirs = published.use(tiny_detector(tiny_config()).cuda(), published.cuda_kernels())
+    features, mask = torch.randn(3, 6, 64, device="cuda"), torch.ones(3, 64, dtype=torch.bool, device="cuda")
+    with torch.inference_mode():
+        for a, b in zip(theirs(features, mask), ours(features, mask)):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,27 @@
+"""The library for CPU tensors, built once."""
+
+import ctypes
+
+import pytest
+
+from tests.ops.aot import tools
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """``on_cpu.so`` with a pack of fake kernels beside it, and the driver that runs them in ``driver``."""
+    pytest.importorskip("triton")
+    folder = tmp_path_factory.mktemp("aot")
+    tools.build_library(folder)
+    (folder / "driver").mkdir()
+    tools.build_driver(folder / "driver")
+    tools.write_pack(folder / "on_cpu.cubins")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def native(folder):
+    """The functions that `on_cpu.cpp` exports."""
+    functions = ctypes.CDLL(str(folder / "on_cpu.so"))
+    functions.content.restype = ctypes.c_int64
+    return functions

@@ -1,0 +1,89 @@
+"""The kernels of the pack on a GPU, against Triton's: RDFA_GPU_KERNELS=aot python -m pytest -m gpu tests/ops/aot"""
+
+import itertools
+
+import pytest
+import torch
+
+from ops import library
+from ops.causal_conv1d import cuda as conv
+from ops.selective_scan import cuda as scan
+from tests.ops.causal_conv1d import cases as conv_cases
+from tests.ops.selective_scan import cases
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(library.HAS_TRITON, reason="Triton is in charge: set RDFA_GPU_KERNELS=aot"),
+    pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack: python -m ops.aot"),
+]
+
+all_dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["f32", "f16", "bf16"]
+)
+
+
+def assert_same(value, expected):
+    """Up to the last digits: the same operations, but another compiler may contract them differently."""
+    assert value.dtype == expected.dtype and value.stride() == expected.stride()
+    torch.testing.assert_close(value, expected)
+
+
+@all_dtypes
+@pytest.mark.parametrize("options", [(), ("z",), ("D", "delta_bias")], ids="-".join)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1), (2, 17, 3, 65), (1, 64, 16, 2304), (4, 512, 16, 1152), (1, 2, 16, 20001), (2, 9, 35, 40)],
+    ids=str,
+)
+def test_scan(shape, options, dtype):
+    pytest.importorskip("triton")
+    tensors = {k: None if t is None else t.cuda() for k, t in cases.make(shape, dtype=dtype, without=options).items()}
+    for softplus, reverse in ((True, False), (True, True), (False, True)):
+        arguments = (*tensors.values(), softplus, reverse)
+        for value, expected in zip(torch.ops.rdfa.selective_scan(*arguments), scan.forward(*arguments)):
+            assert_same(value, expected)
+
+
+@all_dtypes
+@pytest.mark.parametrize("layout", [cases.contiguous, cases.channels_last])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 67, 129), (2, 512, 2304)], ids=str)
+def test_convolution(shape, layout, dtype):
+    pytest.importorskip("triton")
+    for width, silu, reverse in itertools.product((2, 3, 4), (False, True), (False, True)):
+        (x, weight, bias), _ = conv_cases.make(shape, width, True, dtype, device="cuda")
+        arguments = (layout(x), weight, bias, silu, reverse)
+        assert_same(torch.ops.rdfa.causal_conv1d(*arguments), conv.forward(*arguments))
+
+
+def test_another_stream_and_its_order():
+    """On a stream of its own behind work that takes a while: a launch elsewhere would read what is not yet there."""
+    tensors = {k: t.cuda() for k, t in cases.make((2, 64, 16, 512)).items()}
+    expected = torch.ops.rdfa.selective_scan(*tensors.values(), True, False)[0]
+    later = {k: torch.full_like(t, float("nan")) for k, t in tensors.items()}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(20_000_000)
+        for k, t in tensors.items():
+            later[k].copy_(t)
+        y = torch.ops.rdfa.selective_scan(*later.values(), True, False)[0]
+        y = y.clone()
+    torch.cuda.synchronize()
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("name", ["A", "B", "z", "delta_bias"])
+def test_an_argument_that_was_left_on_the_cpu(name):
+    tensors = {k: t.cuda() for k, t in cases.make((1, 4, 16, 8)).items()}
+    with pytest.raises(RuntimeError, match=f"{name} is on another device"):
+        torch.ops.rdfa.selective_scan(*(tensors | {name: tensors[name].cpu()}).values(), True, False)
+
+
+def test_each_gpu_has_its_own_kernels():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    tensors = cases.make((1, 8, 16, 64))
+    first, second = (
+        torch.ops.rdfa.selective_scan(*(t.to(f"cuda:{i}") for t in tensors.values()), True, False)[0] for i in (0, 1)
+    )
+    assert second.device.index == 1 and torch.equal(first.cpu(), second.cpu())

@@ -1,0 +1,58 @@
+"""Launching kernels of a pack through the driver: in a process that has a driver which runs them on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(folder, *command, **environment):
+    environment = os.environ | {"RDFA_FAKE_FOLDER": str(folder)} | environment
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def test_with_a_driver(folder):
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/aot/with_fake_driver.py")
+    answer = run(folder, *command, LD_LIBRARY_PATH=str(folder / "driver"))
+    if answer.returncode:
+        pytest.fail(answer.stdout, pytrace=False)
+
+
+CALL = """
+import os, torch
+torch.ops.load_library(os.environ["RDFA_FAKE_FOLDER"] + "/on_cpu.so")
+for _ in range(2):
+    try:
+        torch.ops.rdfa_on_cpu.causal_conv1d(torch.zeros(1, 1, 8), torch.zeros(1, 2), None, False, False)
+        print("ran")
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_an_older_gpu_than_any_in_the_pack_is_named(folder):
+    driver = {"LD_LIBRARY_PATH": str(folder / "driver")}
+    lines = run(folder, "-c", CALL, RDFA_FAKE_CAPABILITY="75", **driver).stdout.splitlines()
+    expected = "holds no kernels for this GPU of compute capability 7.5, only for 8.0, 9.0 and later: use a newer GPU"
+    assert lines[0] == lines[1] and expected in lines[0]
+
+
+def test_a_machine_without_a_driver(folder):
+    lines = run(folder, "-c", CALL).stdout.splitlines()
+    if lines[0] == "ran" or "failed on the GPU" in lines[0]:
+        pytest.skip("this machine has a driver")
+    assert lines[0] == lines[1] and lines[0].startswith("no NVIDIA driver (libcuda.so.1") and "use the CPU" in lines[0]
+
+
+def test_a_library_without_its_pack(folder, tmp_path):
+    (tmp_path / "on_cpu.so").write_bytes((folder / "on_cpu.so").read_bytes())
+    answer = run(tmp_path, "-c", CALL, LD_LIBRARY_PATH=str(folder / "driver"))
+    expected = f"{tmp_path / 'on_cpu.cubins'} is missing, which holds the GPU kernels: copy it there or make it with"
+    assert all(line.startswith(expected) for line in answer.stdout.splitlines())
