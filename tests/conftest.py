@@ -1,7 +1,22 @@
 """What all tests share."""
 
+import os
+import tempfile
+
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """A folder for what is expensive to make, shared by the processes that the tests are spread over."""
+    if not hasattr(config, "workerinput"):
+        config.shared_folder = tempfile.TemporaryDirectory(prefix="rdfa_tests_")
+        os.environ["RDFA_TEST_FOLDER"] = config.shared_folder.name
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        config.shared_folder.cleanup()
 
 
 @pytest.fixture(autouse=True, scope="session")

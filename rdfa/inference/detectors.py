@@ -10,7 +10,6 @@ from rdfa import config, runtime
 from rdfa.config import Config
 from rdfa.errors import UsageError
 from rdfa.inference.pipeline import Runner, run_module, run_session
-from rdfa.modeling.folded import inference_form
 from rdfa.run_dir import RunDirectory, load_detector
 
 # Of an artifact; the first that can run is the default.
@@ -58,7 +57,7 @@ def open_run(path: str, device: str) -> Source:
     device = "cuda" if on_gpu else "cpu"
     names = {i: str(i) for i in range(settings.dataset.num_classes)} | RunDirectory(path).class_names()
     return Source(
-        run_module(inference_form(detector.to(device))),
+        run_module(detector.to(device)),
         settings,
         names,
         {"weights": digest.hexdigest(), "device": device},

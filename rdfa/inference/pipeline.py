@@ -17,8 +17,8 @@ from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.inference.fusion import ClassScores, fuse
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import Detector, build_generator
-from rdfa.modeling.folded import FoldedDetector
 from rdfa.modeling.settings import ModelSettings
+from rdfa.runtime.inference_form import inference_form
 from rdfa.runtime.session import Session
 
 
@@ -33,10 +33,10 @@ class Runner(NamedTuple):
     points: Callable[[int], Tensor]
 
 
-def run_module(detector: Detector | FoldedDetector) -> Runner:
-    """A detector in eval mode, on the device where it is."""
-    device = next(iter(detector.state_dict().values())).device
-    return Runner(lambda features, mask: detector(features.to(device), mask.to(device)), detector.points)
+def run_module(detector: Detector) -> Runner:
+    """A detector on the device where it is, in the form that is fastest there."""
+    device, form = next(detector.parameters()).device, inference_form(detector)
+    return Runner(lambda features, mask: form(features.to(device), mask.to(device)), detector.points)
 
 
 def run_session(session: Session, settings: ModelSettings) -> Runner:

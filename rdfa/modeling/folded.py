@@ -33,12 +33,6 @@ from rdfa.modeling.heads import PtTransformerClsHead, PtTransformerRegHead
 from rdfa.modeling.layers import ChannelLayerNorm
 
 
-def inference_form(detector: Detector) -> nn.Module:
-    """What computes `detector` fastest where it is: folded on a CPU, itself on a GPU, whose kernels it knows."""
-    on_cpu = next(detector.parameters()).device.type == "cpu"
-    return fold(detector) if on_cpu else detector.eval()
-
-
 def fold(detector: Detector, dtype: torch.dtype | None = None, packed: bool | None = None) -> "FoldedDetector":
     """The inference form of `detector`, with weights of its own, in eval mode.
 

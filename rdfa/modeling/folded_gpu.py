@@ -43,6 +43,16 @@ def fold_for_gpu(detector: Detector) -> "GpuDetector":
         return GpuDetector(detector).eval().requires_grad_(False)
 
 
+def why_not_folded(detector: Detector) -> str | None:
+    """None, or what this module has no form for, in one line."""
+    conv = detector.backbone.embedding_module.conv_1
+    if conv.groups != 1 or conv.dilation != (1,) or conv.padding_mode != "zeros":
+        return "EmbeddingModule: for a GPU only convolutions without groups, dilation and other padding are folded"
+    if not isinstance(detector.neck, FPNIdentity):
+        return f"Detector.neck = {detector.settings.detector.neck!r}: for a GPU only FPNIdentity is folded"
+    return None
+
+
 class GpuDetector(nn.Module):
     """What `fold_for_gpu` makes. Same call and same outputs as `Detector`; float32, float16 or bfloat16.
 
@@ -53,16 +63,11 @@ class GpuDetector(nn.Module):
     def __init__(self, detector: Detector):
         super().__init__()
         self.settings, self.generator, self.start_level = detector.settings, detector.generator, detector.start_level
+        reason = why_not_folded(detector)
+        if reason is not None:
+            raise RunError(reason)
         backbone, neck = detector.backbone, detector.neck
         embedding = backbone.embedding_module
-        if (
-            embedding.conv_1.groups != 1
-            or embedding.conv_1.dilation != (1,)
-            or embedding.conv_1.padding_mode != "zeros"
-        ):
-            raise RunError("EmbeddingModule: on a GPU only convolutions without groups and dilation are folded")
-        if not isinstance(neck, FPNIdentity):
-            raise RunError(f"Detector.neck = {self.settings.detector.neck!r}: only FPNIdentity is folded for a GPU")
         self.embedding = nn.ModuleList([_Conv(embedding.conv_1), _Conv(embedding.conv_2)])
         self.stem = nn.ModuleList(_Stem(block) for block in backbone.stem_module.blocks)
         self.branch = nn.ModuleList(_Branch(block) for block in backbone.branch_module.blocks)

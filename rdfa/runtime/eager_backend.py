@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rdfa import config
 from rdfa.modeling.detector import build_detector
-from rdfa.modeling.folded import inference_form
+from rdfa.runtime.inference_form import inference_form
 from rdfa.runtime.torch_device import check_device, full_precision
 from rdfa.runtime.torch_threads import pinned
 

@@ -16,7 +16,6 @@ from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
 from rdfa.inference.pipeline import detect_videos, run_module
 from rdfa.inference.results import write_json, write_results
 from rdfa.modeling.detector import Detector
-from rdfa.modeling.folded import inference_form
 from rdfa.run_dir import RunDirectory, load_detector
 from rdfa.training.logging import ProgressReport, say
 from rdfa.training.processes import ALONE, Processes, joined, resolve_device
@@ -89,7 +88,7 @@ def _measure(config: Config, run_dir: Path, checkpoint: str, processes: Processe
     folder = RunDirectory(run_dir).checkpoint(None if checkpoint == "auto" else checkpoint)
     detector, _ = load_detector(run_dir, folder)
     evaluator = Evaluator(config, load_annotations(config.dataset.annotation_file), processes)
-    detections = evaluator.detections(inference_form(detector.to(resolve_device(config.engine.training.device))))
+    detections = evaluator.detections(detector.to(resolve_device(config.engine.training.device)))
     if not processes.is_main:
         return
     result = evaluator.evaluate(detections)

@@ -5,13 +5,14 @@ a fresh initialisation would hide most of it behind layer scales of 1e-4.
 """
 
 import functools
+import os
 import subprocess
-import tempfile
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from rdfa import deploy, run_dir
 from rdfa.config import Config
@@ -79,51 +80,54 @@ def write_run(path: Path, detector: Detector, config: Config) -> Path:
     return path
 
 
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="rdfa_artifacts_")
+def shared(build):
+    """Calls `build(path, ...)` once for all processes of a test session; the path is what a call then returns."""
+
+    @functools.cache
+    def path(*arguments) -> Path:
+        made = Path(os.environ["RDFA_TEST_FOLDER"], "_".join([build.__name__, *(Path(a).stem for a in arguments)]))
+        with FileLock(made.with_suffix(".lock")):
+            if not made.exists():
+                unfinished = made.with_suffix(".unfinished")
+                build(unfinished, *arguments)
+                unfinished.rename(made)
+        return made
+
+    return path
 
 
-@functools.cache
-def tiny_run() -> Path:
+@shared
+def tiny_run(output):
     """A run directory of the tiny detector, shared by all tests of a session: do not write into it."""
     config = tiny_config()
-    return write_run(Path(_folder().name) / "run", tiny_detector(config), config)
+    write_run(output, tiny_detector(config), config)
 
 
-@functools.cache
-def tiny_artifact() -> Path:
+@shared
+def tiny_artifact(output):
     """The artifact of `tiny_run` in the default formats, shared likewise."""
-    output = Path(_folder().name) / "artifact"
     deploy.export(tiny_run(), output)
-    return output
 
 
-@functools.cache
-def onnx_artifact() -> Path:
+@shared
+def onnx_artifact(output):
     """The artifact of `tiny_run` with every variant of ONNX in both number formats, shared likewise."""
-    output = Path(_folder().name) / "onnx_artifact"
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
         deploy.export(tiny_run(), output, formats=["onnx", "onnx_gpu", "onnx_inlined"], dtypes=["float32", "float16"])
-    return output
 
 
-@functools.cache
-def aoti_artifact() -> Path:
+@shared
+def aoti_artifact(output):
     """The artifact of `tiny_run` for AOTInductor alone, shared likewise; to compile it takes about half a minute."""
-    output = Path(_folder().name) / "aoti_artifact"
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
         deploy.export(tiny_run(), output, formats=["aoti"])
-    return output
 
 
-@functools.cache
-def narrow_artifact() -> Path:
+@shared
+def narrow_artifact(output):
     """TorchScript files of `tiny_run` in float16 and bfloat16, shared likewise."""
-    output = Path(_folder().name) / "narrow_artifact"
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
         deploy.export(tiny_run(), output, formats=["torchscript"], dtypes=["float16", "bfloat16"])
-    return output
 
 
 def _settings(input_c, width, classes, neck, stem=None, branch=None, **groups) -> ModelSettings:
@@ -140,15 +144,14 @@ def _settings(input_c, width, classes, neck, stem=None, branch=None, **groups) -
     )
 
 
-@functools.cache
-def cpp_program(source: Path) -> Path:
+@shared
+def cpp_program(program, source):
     """A C++ program of one file, compiled against the installed torch and the headers of the example."""
-    root, program = Path(torch.__file__).parent, Path(_folder().name) / source.stem
+    root = Path(torch.__file__).parent
     include = [f"-isystem{root / 'include' / path}" for path in ("", "torch/csrc/api/include")]
     include.append(f"-I{CPP_EXAMPLE}")
     link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{root / 'lib'}"]
     subprocess.run(["g++", "-std=c++20", "-O0", "-Wall", *include, str(source), *link, "-o", str(program)], check=True)
-    return program
 
 
 def run_in_cpp(artifact: Path, features, mask, fps: float, duration: float, folder: Path) -> dict:

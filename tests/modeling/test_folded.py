@@ -9,7 +9,7 @@ import torch
 from ops import library
 from rdfa.errors import RunError
 from rdfa.modeling.detector import build_detector
-from rdfa.modeling.folded import fold, inference_form
+from rdfa.modeling.folded import fold
 from rdfa.modeling.settings import EmbeddingModuleSettings
 from tests.golden import rebuild
 from tests.modeling.cases import (
@@ -170,7 +170,7 @@ def test_the_detector_stays_as_it_is():
 
 def test_points_and_levels_are_the_detectors():
     detector = tiny_detector()
-    folded = inference_form(detector)
+    folded = fold(detector)
     assert folded.level_lengths(64) == detector.level_lengths(64)
     assert torch.equal(folded.points(64), detector.points(64))
 

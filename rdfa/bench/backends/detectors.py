@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from ops import library
 from rdfa import config
-from rdfa.bench.backends import cuda_graph, published
+from rdfa.bench.backends import published
 from rdfa.bench.backends.torch_backend import DTYPES, TorchBackend
 from rdfa.errors import UsageError
 from rdfa.modeling.backbone import BranchBlock, DualBiS6Block
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.runtime import manifest as manifests
+from rdfa.runtime.inference_form import folded, inference_form
 
 
 def load_weights(artifact: Path, needed_for: str) -> Detector:
@@ -63,8 +64,8 @@ def eager_plain(detector: Detector, device: str, dtype: str, threads: int | None
 
 
 def eager(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """The module on the operators of this project."""
-    return TorchBackend(detector, device, dtype, threads)
+    """The detector folded for inference, launch by launch."""
+    return TorchBackend(folded(detector), device, dtype, threads)
 
 
 def compiled(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
@@ -94,8 +95,8 @@ def _branch_pass(compiled: Callable) -> Callable:
 
 
 def graph(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """The eager module as a CUDA graph for each shape."""
-    return TorchBackend(cuda_graph.replaying(detector), device, dtype, threads)
+    """The folded detector as a CUDA graph for each shape."""
+    return TorchBackend(inference_form(detector), device, dtype, threads)
 
 
 def reference(detector: Detector, device: str, dtype: str, threads: int | None) -> TorchBackend:
