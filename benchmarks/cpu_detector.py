@@ -156,19 +156,19 @@ def variants(folder: Path, with_aoti: bool) -> tuple[dict[str, Callable], torch.
     config = load([GIN], ["Dataset.annotation_file = 'a.json'", "Dataset.feature_dir = 'features'"])
     detector = build_detector(config.model).eval()
     manifest = manifests.describe(config, [str(i) for i in range(config.model.cls_head.num_classes)], {})
-    script = folder / "detector.ts.pt"
-    torchscript.export(detector, script, manifest, config.post, 160)
+    script, folded = folder / "detector.ts.pt", fold(detector)
+    torchscript.export(folded, script, manifest, config.post, 160)
     found = {
         "published": PublishedOrder(detector),
         "detector": detector,
         "folded": fold(detector, packed=False),
-        "packed": fold(detector),
+        "packed": folded,
         "torchscript": torch.jit.load(script),
         "bfloat16": fold(detector, torch.bfloat16),
     }
     if with_aoti:
         package = folder / "detector.pt2"
-        aoti.export(detector, package, 160)
+        aoti.export(folded, package, 160)
         loader = torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1)
         found["aoti"] = lambda features, mask: loader.run([features, mask])
     return found, detector

@@ -11,7 +11,7 @@ from ops import library
 
 # As in csrc/linear/kernel.h: outputs of a panel, of the last one where half is enough, and the longest norm of x.
 PANEL, HALF_PANEL = 32, 16
-LONGEST_NORM = 512
+LONGEST_NORM = 768
 
 
 def pack(weight_NWK: Tensor) -> Tensor:

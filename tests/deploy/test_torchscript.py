@@ -9,7 +9,7 @@ import torch
 
 from ops import library
 from rdfa import runtime
-from rdfa.deploy import torchscript
+from rdfa.deploy import form, torchscript
 from rdfa.errors import UsageError
 from rdfa.inference.decode import VideoTiming, detect
 from tests.deploy import artifacts
@@ -49,9 +49,12 @@ def test_outputs_need_no_gradient(module):
     assert not any(value.requires_grad for value in module(*make_inputs(1, 4)))
 
 
-def test_convolutions_are_exact_on_a_gpu(module):
+def test_convolutions_are_exact_on_a_gpu(detector, tmp_path):
     """The setting of the trace is a constant of the file: the last argument, whether cuDNN may round to TF32."""
-    graph = module.detector.inlined_graph  # which owns its nodes
+    manifest = json.loads((artifacts.tiny_artifact() / "manifest.json").read_text())
+    for_gpu = form.deployed(detector, "float32", "cuda")
+    torchscript.export(for_gpu, tmp_path / "gpu.ts.pt", manifest, artifacts.tiny_config().post, 10)
+    graph = torch.jit.load(tmp_path / "gpu.ts.pt").detector.inlined_graph  # which owns its nodes
     convolutions = graph.findAllNodes("aten::_convolution", recurse=True)
     assert convolutions and not any(list(node.inputs())[-1].toIValue() for node in convolutions)
     assert torch.backends.cudnn.allow_tf32  # the process keeps its own

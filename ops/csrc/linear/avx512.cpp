@@ -3,7 +3,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define RDFA_ISA avx512
 #define RDFA_LANES 16
-#define RDFA_LINEAR_ROWS 12
+#define RDFA_LINEAR_ROWS 8
 #define RDFA_LINEAR_VECTORS 2
 #include "linear/kernel.inl"
 #endif

@@ -12,7 +12,7 @@ namespace rdfa::linear {
 // output. ops/linear/packing.py makes them.
 constexpr int64_t PANEL = 32, HALF_PANEL = 16;
 // Inputs that are multiplied before the next are fetched; a layer norm of x reaches over no more.
-constexpr int64_t CHUNK = 512;
+constexpr int64_t CHUNK = 768;
 
 // Code of every instruction set calls these, so they must not become symbols.
 #define RDFA_LINEAR_INLINE inline __attribute__((always_inline))
