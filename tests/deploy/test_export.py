@@ -90,7 +90,7 @@ def test_the_gpu_kernels_go_with_the_library(quick, monkeypatch, tmp_path, forma
     pack = tmp_path / "librdfa_ops.cubins"
     pack.write_bytes(b"kernels")
     monkeypatch.setattr(library, "pack_path", lambda: pack)
-    run, output = artifacts.tiny_artifact().parent / "run", tmp_path / "artifact"
+    run, output = artifacts.tiny_run(), tmp_path / "artifact"
     entry = deploy.export(run, output, formats=formats)["files"].get("librdfa_ops.cubins")
     if formats == ["onnx"]:
         assert entry is None and not (output / "librdfa_ops.cubins").exists()

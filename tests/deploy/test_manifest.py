@@ -75,7 +75,7 @@ def test_artifact_of_a_run():
     expected = {"detector.onnx", "detector.ts.pt", "librdfa_ops.so", "model.safetensors"}
     assert manifest["files"].keys() - optional == expected
     assert sorted(path.name for path in folder.iterdir()) == sorted([*manifest["files"], "manifest.json"])
-    assert manifest["source"] == {"run": "run", "checkpoint": "step_00000003", "weights": "ema"}
+    assert manifest["source"] == {"run": "tiny_run", "checkpoint": "step_00000003", "weights": "ema"}
     assert manifest["classes"] == ["jump", "class_1", "throw"]
     assert {"rdfa", "torch", "onnx", "python", "git_commit"} <= manifest["versions"].keys()
     for name in ("detector.onnx", "detector.ts.pt", "model.safetensors"):
