@@ -50,9 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--dtype", default="float32", help="comma-separated: float32,float16,bfloat16 (default: %(default)s)"
     )
-    parser.add_argument(
-        "--device", default="cpu", help="of torchscript and aoti: cpu or cuda (default: %(default)s)"
-    )
+    parser.add_argument("--device", default="cpu", help="of torchscript and aoti: cpu or cuda (default: %(default)s)")
     args = parser.parse_args(argv)
     # After the flags are known to be good: this imports torch.
     from rdfa import deploy
