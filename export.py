@@ -17,7 +17,7 @@ where it was built (python -m ops.build --onnxruntime_headers DIR).
 
 With --dtype float32,float16,bfloat16 each file is written in float16 too, torchscript and aoti in bfloat16 as well
 (detector.float16.onnx, detector.ts.bfloat16.pt, ...): half the size, for GPUs; inputs and outputs stay float32.
---device cuda, on a machine with a GPU, compiles aoti for that kind of GPU instead of for CPUs.
+--device cuda, on a machine with a GPU, writes torchscript and aoti for that kind of GPU instead of for CPUs.
 
 --triton_repository DIR writes the same files once more, as Triton Inference Server wants them, with a README of the
 command that starts it; it needs tritonclient (pip install 'rdfa-s6[triton_server]').
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--dtype", default="float32", help="comma-separated: float32,float16,bfloat16 (default: %(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="where aoti files will run: cpu or cuda (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="of torchscript and aoti: cpu or cuda (default: %(default)s)")
     args = parser.parse_args(argv)
     # After the flags are known to be good: this imports torch.
     from rdfa import deploy

@@ -297,20 +297,28 @@ def test_refuses_features_of_another_kind(program, features, wrong, message):
     assert_refused(run(program, artifact(), video, "--fps", 25), 1, message)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_refuses_a_gpu_that_is_not_there(program, features):
+def test_refuses_another_device_than_that_of_the_file(program, features):
     answer = run(program, artifact(), features(9), "--fps", 25, "--device", "cuda")
-    assert_refused(answer, 1, "libtorch finds no GPU here: use --device cpu")
+    assert_refused(answer, 1, "detector.ts.pt was exported for cpu: use --device cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_refuses_a_gpu_that_is_not_there(program, features, copy):
+    folder, manifest = copy("torchscript")
+    manifest["files"]["detector.ts.pt"]["device"] = "cuda"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert_refused(run(program, folder, features(9), "--fps", 25), 1, "libtorch finds no GPU here")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot")
-def test_the_same_detections_on_a_gpu(program, features):
+def test_the_same_detections_on_a_gpu(program, features, quick, tmp_path):
     """With the kernels compiled ahead of time: there is no Triton in this process."""
     video = features(67)
     expected = from_cpp(program, artifact(), video, "--fps", 25)
-    found = from_cpp(program, artifact(), video, "--fps", 25, "--device", "cuda")
+    deploy.export(artifacts.tiny_run(), tmp_path / "on_gpu", formats=["torchscript"], device="cuda")
+    found = from_cpp(program, tmp_path / "on_gpu", video, "--fps", 25)
     assert [row[2] for row in found] == [row[2] for row in expected] and len(found) >= 3
     for k in (0, 1, 3):
         np.testing.assert_allclose([row[k] for row in found], [row[k] for row in expected], rtol=1e-3, atol=1e-3)
