@@ -18,10 +18,11 @@ def deployed(detector: Detector, dtype: str, device: str = "cpu") -> nn.Module:
     """(features_BCT, mask_BT) -> (cls_logits_BPK, offsets_BP2, point_mask_BP), float32 outside, `dtype` inside.
 
     Callers need not know the type: features are rounded on the way in, logits and offsets widened on the way out. For a
-    CPU it is the folded detector, whose packed weights only a CPU can multiply; for a GPU the detector as it was
-    trained, whose operators have kernels there that need no Python.
+    CPU it is the folded detector, whose packed weights only a CPU can multiply; for a GPU, and in float16, the detector
+    as it was trained, whose operators have kernels that need no Python.
     """
-    if device == "cpu":
+    # Float16 has no packed products; and of the folded detector in float16 AOTInductor freezes the length.
+    if device == "cpu" and dtype != "float16":
         return fold(detector, getattr(torch, dtype))
     return NarrowDetector(detector, getattr(torch, dtype)).eval().requires_grad_(False)
 
