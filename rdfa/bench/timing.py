@@ -4,6 +4,12 @@ The rules: every variant is warmed up until its calls stop getting faster; input
 cached one; variants take turns in short blocks, so that a change of the machine's clock or load hits all alike, and the
 order of turns is reversed every round; percentiles come from the raw samples. A twin, one variant measured twice under
 two names, shows the spread between equals: a difference inside it is none.
+
+Latencies are wall-clock times, disturbed or not. Which of two variants is the faster is decided round by round, and by
+CPU time where that is the honest measure: a call that keeps one thread and never waits takes its CPU time on a machine
+of its own, and what other programs took from it says nothing about it. (Measured with a load of 5 on 2 cores: 30 pairs
+of calls tell the ratio to 0.3 % by CPU time and to 4 % by the wall clock.) A call that waits by itself, for a device, a
+lock or another of its threads, is compared by the wall clock: its threads would spin, and its device would not count.
 """
 
 import contextlib
@@ -30,6 +36,8 @@ OVERDRAFT = 3
 # Thread pools of other variants keep spinning for some milliseconds after their turn: a block of calls shorter than
 # this starts with an untimed one.
 SETTLE_S = 0.05
+# A call that waits does so every time; a page that is not there makes any program wait once in a while.
+STRAY_WAITS = 0.05
 PERCENTS = (50, 90, 95, 97, 99, 99.9)
 # An interval of a ratio leaves out its true value once in so many times, at most.
 CERTAIN = 0.005
@@ -51,7 +59,7 @@ class Samples:
     @property
     def undisturbed(self) -> bool:
         """Whether CPU time is what a call takes: see the head of this file."""
-        return len(self.cpu_blocks) == len(self.blocks) > 0 and self.waits == 0
+        return len(self.cpu_blocks) == len(self.blocks) > 0 and self.waits <= STRAY_WAITS * len(self.all)
 
     def rounds(self, by_cpu: bool) -> list[float]:
         """A figure for each round, what two variants are compared by: the median of its wall-clock times, or the least
@@ -172,8 +180,12 @@ class Comparison:
     clock: str = "wall"
 
     def equal(self, spread: float) -> bool:
-        """True unless the whole interval lies outside the spread between equals."""
-        return self.low <= 1.0 + spread and self.high >= 1.0 - spread
+        """True when the difference is inside the spread between equals, or its interval reaches into half of that.
+
+        Half, because the spread is the far end of an interval too: all of it would count the noise twice.
+        """
+        inside = self.low <= 1.0 + spread / 2 and self.high >= 1.0 - spread / 2
+        return inside or abs(self.ratio - 1.0) <= spread
 
     @property
     def spread(self) -> float:

@@ -169,6 +169,24 @@ def test_a_call_that_waits_is_compared_by_the_wall_clock():
     assert comparison.clock == "wall" and comparison.ratio > 1.2
 
 
+@pytest.mark.parametrize(("waits", "clock"), [(0, "cpu"), (2, "cpu"), (3, "wall")])
+def test_a_stray_wait_changes_no_clock(waits, clock):
+    blocks = [[0.01, 0.01]] * 20
+    disturbed = timing.Samples(blocks, blocks, waits=waits)
+    assert timing.compare(timing.Samples(blocks, blocks), disturbed).clock == clock
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "equal"),
+    [
+        (1.05, 1.02, 1.08, False), (1.05, 1.009, 1.08, True), (1.019, 1.015, 1.02, True), (0.95, 0.92, 0.98, False),
+        (0.95, 0.92, 0.995, True),
+    ],
+)  # fmt: skip
+def test_equal_within_a_spread_of_two_percent(ratio, low, high, equal):
+    assert timing.Comparison(ratio, low, high).equal(0.02) is equal
+
+
 def test_more_rounds_are_made_while_twins_differ():
     clock, rng = FakeClock(), random.Random(0)
     calls = {name: lambda i: clock.sleep(0.01 * (1 + rng.random())) for name in ("a", "b")}
