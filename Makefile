@@ -37,7 +37,7 @@ demo: setup
 	$(RUN) serve_bench.py --artifact $(DEMO)/artifact --backends eager,torchscript,onnxruntime --output $(DEMO)/bench
 
 test: setup
-	$(RUN) -m pytest -q -n auto --dist loadfile tests
+	$(RUN) -m pytest -q -n auto --dist worksteal tests
 
 lint: setup
 	$(BIN)/ruff check .

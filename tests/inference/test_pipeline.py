@@ -16,6 +16,7 @@ from rdfa.inference.batches import load_batches, plan_batches
 from rdfa.inference.pipeline import Runner, detect_videos, run_module, run_session
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.modeling.detector import build_detector
+from rdfa.runtime.inference_form import inference_form
 from rdfa.runtime.session import Session
 
 GIN = Path(__file__).parents[2] / "gin"
@@ -144,10 +145,11 @@ def tiny():
 
 def test_module_and_session_give_the_same(open_dataset, tiny):
     config, detector = tiny
+    form = inference_form(detector)
 
     def call(features, mask):
         with torch.inference_mode():
-            return [o.numpy() for o in detector(torch.from_numpy(features), torch.from_numpy(mask))]
+            return [o.numpy() for o in form(torch.from_numpy(features), torch.from_numpy(mask))]
 
     session = Session({"features": feature_spec(config)}, "test", "cpu", call)
     dataset = open_dataset([20, 64, 70])
