@@ -1,4 +1,4 @@
-"""The detector for inference on a GPU: the numbers of `Detector`, up to rounding, in a third of its launches.
+"""The detector for inference on a GPU: the numbers of `Detector`, up to rounding, in far fewer launches.
 
 `fold_for_gpu` makes it from a detector, and it is not for training. What differs from the modules it is made from,
 which stay the place to read about the ideas:
