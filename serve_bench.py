@@ -17,7 +17,7 @@ With --artifact, each backend that is present (the others are listed as skipped,
     Offline         LoadGen: as many videos as it takes, all at once
 
 A LoadGen row carries LoadGen's verdict, VALID or INVALID with the reason, and its logs are kept. --quick (the default)
-gives it three seconds and asks MultiStream and Server for the 90th percentile, --full 600 seconds, 662 queries and
+gives it two seconds and asks MultiStream and Server for the 90th percentile, --full 600 seconds, 662 queries and
 the 99th. They take the longest of --time.
 
 Before a backend is timed, its raw outputs are compared with those of the same weights in float64 on plain PyTorch

@@ -44,7 +44,7 @@ class Mode:
 
 
 # Ninety-nine in a hundred needs 662 queries, nine in ten 64: what a slow detector answers within a quick test.
-QUICK = Mode("quick", duration_s=3.0, min_queries=1, percentile=0.90, probe_s=0.6)
+QUICK = Mode("quick", duration_s=2.0, min_queries=1, percentile=0.90, probe_s=0.5)
 FULL = Mode("full", duration_s=600.0, min_queries=662, percentile=0.99, probe_s=60.0)
 
 
