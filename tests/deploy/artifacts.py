@@ -7,6 +7,7 @@ a fresh initialisation would hide most of it behind layer scales of 1e-4.
 import functools
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -80,12 +81,22 @@ def write_run(path: Path, detector: Detector, config: Config) -> Path:
     return path
 
 
+@functools.cache
+def _alone() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="rdfa_tests_")
+
+
+def _folder() -> str:
+    """The test session's, or one of this process where there is no session."""
+    return os.environ.get("RDFA_TEST_FOLDER") or _alone().name
+
+
 def shared(build):
     """Calls `build(path, ...)` once for all processes of a test session; the path is what a call then returns."""
 
     @functools.cache
     def path(*arguments) -> Path:
-        made = Path(os.environ["RDFA_TEST_FOLDER"], "_".join([build.__name__, *(Path(a).stem for a in arguments)]))
+        made = Path(_folder(), "_".join([build.__name__, *(Path(a).stem for a in arguments)]))
         with FileLock(made.with_suffix(".lock")):
             if not made.exists():
                 unfinished = made.with_suffix(".unfinished")
