@@ -76,19 +76,20 @@ def _check(u, delta, A, B, C, D, z, delta_bias):
             raise ValueError(f"{name} has shape {list(tensor.shape)}: expected {list(expected)}")
 
 
-def _forward(u, delta, A, B, C, D, z, delta_bias, states=None):
+def forward(u, delta, A, B, C, D, z, delta_bias, states=None, *, scaled=False):
+    """``rdfa::bidirectional_scan``. states: to fill for the backward. scaled: A is `launch.scale_A` of it already."""
     _, S, E, L = u.shape
     y = u.new_empty(S, 2 * E, L)
     launch.forward(
         u, delta, A, B[:, :, None], C[:, :, None], D, z, delta_bias, y.view(S, 2, E, L).transpose(0, 1),
-        softplus=True, states=states,
+        softplus=True, states=states, scaled=scaled,
     )  # fmt: skip
     return y
 
 
 def _forward_train(u, delta, A, B, C, D, z, delta_bias):
     states = torch.empty(launch.states_shape(u, A.shape[1]), dtype=torch.float32, device=u.device)
-    return _forward(u, delta, A, B, C, D, z, delta_bias, states), states
+    return forward(u, delta, A, B, C, D, z, delta_bias, states), states
 
 
 def _backward(grad_y, u, delta, A, B, C, D, z, delta_bias, states):
@@ -134,7 +135,7 @@ def _autograd(ctx, grad_y, grad_states):
 
 _ARGUMENTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor z, Tensor delta_bias"
 _OPERATORS = {
-    "bidirectional_scan": (f"({_ARGUMENTS}) -> Tensor", _forward, _fake),
+    "bidirectional_scan": (f"({_ARGUMENTS}) -> Tensor", forward, _fake),
     "bidirectional_scan_train": (f"({_ARGUMENTS}) -> (Tensor, Tensor)", _forward_train, _fake_train),
     "bidirectional_scan_backward": (
         f"(Tensor grad_y, {_ARGUMENTS}, Tensor states) -> ({', '.join(['Tensor'] * 8)})",

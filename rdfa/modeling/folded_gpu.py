@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from ops import bidirectional_conv1d
 from ops.rows.gpu import average, finish, halve
-from ops.selective_scan import launch
+from ops.selective_scan import bidirectional, launch
 from rdfa.errors import RunError
 from rdfa.modeling.backbone import DualBiS6Block
 from rdfa.modeling.detector import Detector, check_input
@@ -196,15 +196,10 @@ class _Scans(nn.Module):
         u_2SEL = bidirectional_conv1d(x_2SDL, list(self.filters), list(self.biases))
         rows = _product(self.x_proj, u_2SEL.reshape(-1, *x_2SDL.shape[2:]))
         delta_2SEL = _product(self.dt_proj, rows[:, : self.rank]).view(u_2SEL.shape)
-        first_branch = rows[:: len(self.filters), self.rank :].unflatten(0, u_2SEL.shape[:2])
-        B, C = first_branch.unsqueeze(2).chunk(2, dim=3)
-        _, sequences, channels, length = u_2SEL.shape
-        y_SEL = u_2SEL.new_empty(sequences, 2 * channels, length)
-        launch.forward(
-            u_2SEL, delta_2SEL, self.A, B, C, self.D, z_2SDL, self.delta_bias,
-            y_SEL.view(sequences, 2, channels, length).transpose(0, 1), softplus=True, scaled=True,
-        )  # fmt: skip
-        return y_SEL
+        B_2SNL, C_2SNL = rows[:: len(self.filters), self.rank :].unflatten(0, u_2SEL.shape[:2]).chunk(2, dim=2)
+        return bidirectional.forward(
+            u_2SEL, delta_2SEL, self.A, B_2SNL, C_2SNL, self.D, z_2SDL, self.delta_bias, scaled=True
+        )
 
 
 class _Stem(nn.Module):

@@ -19,18 +19,16 @@ from tests.ops.rows import plain
 SIZES = [([31], 32), ([64, 9], 64), ([70, 96, 1], 96)]
 
 
-def plain_scans(u, delta, A, B, C, D, z, delta_bias, y, *, softplus, scaled):
-    assert softplus and scaled
-    tensors = u, delta, A.t() / math.log2(math.e), B.squeeze(2), C.squeeze(2), D, z, delta_bias
-    y.copy_(bidirectional_scan(*tensors).unflatten(1, (2, -1)).transpose(0, 1))
+def plain_scans(u, delta, A, B, C, D, z, delta_bias, *, scaled):
+    assert scaled
+    return bidirectional_scan(u, delta, A.t() / math.log2(math.e), B, C, D, z, delta_bias)
 
 
 @pytest.fixture
 def on_cpu(monkeypatch):
     for name in ("finish", "halve", "average"):
         monkeypatch.setattr(folded_gpu, name, getattr(plain, name))
-    scans = SimpleNamespace(scale_A=lambda A: A.t() * math.log2(math.e), forward=plain_scans)
-    monkeypatch.setattr(folded_gpu, "launch", scans)
+    monkeypatch.setattr(folded_gpu, "bidirectional", SimpleNamespace(forward=plain_scans))
 
 
 @pytest.mark.parametrize("valid, frames", SIZES, ids=str)

@@ -200,10 +200,10 @@ def test_repeats_to_the_last_bit():
 @of_triton
 def test_a_captured_graph_replays():
     tensors, _ = cases.make_bidirectional(1, 3, 64, 16, 288, torch.bfloat16, device="cuda")
-    expected = bidirectional._forward(*tensors.values())
+    expected = bidirectional.forward(*tensors.values())
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = bidirectional._forward(*tensors.values())
+        y = bidirectional.forward(*tensors.values())
     graph.replay()
     assert torch.equal(y, expected)
 

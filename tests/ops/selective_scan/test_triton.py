@@ -33,7 +33,7 @@ def compile_forward(capability, dtype, tile, blocks=10**6, states=STATES):
         patch.setattr(tiles, "forward_tile", lambda *sizes: tile)
         patch.setattr(tiles, "segment", lambda *sizes: blocks)
         tensors, _ = cases.make_bidirectional(1, 1, 32, states, 1024, dtype)
-        return triton_tools.compile_launches(capability, lambda: bidirectional._forward(*tensors.values()))
+        return triton_tools.compile_launches(capability, lambda: bidirectional.forward(*tensors.values()))
 
 
 def compile_backward(capability, dtype, blocks=10**6):
@@ -98,7 +98,7 @@ def test_a_new_length_compiles_nothing(monkeypatch, lengths):
     compiled = set()
     for i, length in enumerate(lengths):
         tensors, _ = cases.make_bidirectional(i + 1, 1, 32, 2, length, torch.bfloat16)
-        for kernel in triton_tools.compile_launches(90, lambda t=tensors: bidirectional._forward(*t.values())):
+        for kernel in triton_tools.compile_launches(90, lambda t=tensors: bidirectional.forward(*t.values())):
             compiled |= {kernel.sass} if kernel.name == "forward_kernel" else set()
     assert len(compiled) == 1
 
