@@ -182,16 +182,19 @@ print(sorted({"torch", "gin", "onnx", "rdfa.training"} & set(sys.modules)))
     assert run_python(code, artifact) == "[]\n"
 
 
-def test_torchscript_backend_runs_on_the_artifacts_own_library(artifact):
-    """As on a machine that has torch and this file, and no operators installed."""
+@pytest.mark.parametrize("backend", ["torchscript", pytest.param("aoti", marks=pytest.mark.slow)])
+def test_runs_on_the_artifacts_own_library(artifact, backend):
+    """As on a machine that has torch and this file: no operators installed, no compiler imported."""
     code = """
 import importlib.util, sys
 import numpy as np
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name == "ops" else find(name)
 from rdfa import runtime
-session = runtime.load(sys.argv[1], "torchscript", threads=1)
+session = runtime.load(sys.argv[1], sys.argv[2], threads=1)
 print(session.run(np.ones((1, 6, 4), np.float32), np.ones((1, 4), bool)).cls_logits.shape)
-print(sorted({"ops", "rdfa.modeling", "rdfa.training", "onnxruntime"} & set(sys.modules)))
+needless = {"ops", "rdfa.modeling", "rdfa.training", "onnxruntime", "torch._inductor.compile_fx"}
+print(sorted(needless & set(sys.modules)))
 """
-    assert run_python(code, artifact) == "(1, 6, 3)\n[]\n"
+    folder = OTHERS.get(backend, lambda: artifact)()
+    assert run_python(code, folder, backend) == "(1, 6, 3)\n[]\n"
