@@ -26,18 +26,40 @@ def pack(weight_NWK: Tensor) -> Tensor:
 
 
 def pack_int8(weight_NWK: Tensor) -> Tensor:
-    """Weights [N,W,K] rounded to integers q times a factor of each output, as uint8 for the C++ kernels, flat:
-
-        factor_n = max_wk |weight_nwk| / 127,   q_nwk = round(weight_nwk / factor_n),   -127 <= q <= 127
+    """Weights [N,W,K], rounded as `round_weights` does, as uint8 for the C++ kernels, flat.
 
     Panels as in `pack`: the bytes of their factors, float32, then q + 128 as [W,K/4,outputs,4].
     """
+    q_NWK, factor_N = _integers(weight_NWK)
+    panels = _panels((q_NWK + 128).to(torch.uint8), 4)
+    factors = F.pad(factor_N, (0, -len(factor_N) % HALF_PANEL)).split(PANEL)
+    return torch.cat([part for factor, panel in zip(factors, panels) for part in (factor.view(torch.uint8), panel)])
+
+
+def round_weights(weight_NWK: Tensor) -> Tensor:
+    """Weights [N,W,K] as int8 holds them, in float32:
+
+    factor_n = max_wk |weight_nwk| / 127,   q_nwk = round(weight_nwk / factor_n),   result = factor_n q_nwk
+    """
+    q_NWK, factor_N = _integers(weight_NWK)
+    return q_NWK * factor_N[:, None, None]
+
+
+def round_rows(x: Tensor, in_norm: Tensor | None = None) -> Tensor:
+    """in_norm(x) [S,L,K], float32, as the kernels take it where weights are int8: rounded like those, with a factor of
+    each row and `CHUNK` of inputs. Chunks without a value of at least `LEAST` are zeros."""
+    x = x if in_norm is None else _norm(x, in_norm)
+    chunks = []
+    for chunk in x.split(CHUNK, -1):
+        largest = chunk.abs().amax(-1, keepdim=True)
+        chunks.append((chunk * torch.where(largest < LEAST, 0.0, 127 / largest)).round() * (largest / 127))
+    return torch.cat(chunks, -1)
+
+
+def _integers(weight_NWK: Tensor) -> tuple[Tensor, Tensor]:
     weight_NWK = weight_NWK.float()
     factor_N = weight_NWK.abs().amax((1, 2)) / 127
-    rounded_NWK = (weight_NWK / factor_N.clamp_min(LEAST)[:, None, None]).round()
-    panels = _panels((rounded_NWK + 128).to(torch.uint8), 4)
-    factors = F.pad(factor_N, (0, -len(factor_N) % HALF_PANEL)).split(PANEL)
-    return torch.cat([part for f, panel in zip(factors, panels) for part in (f.view(torch.uint8), panel)])
+    return (weight_NWK / factor_N.clamp_min(LEAST)[:, None, None]).round(), factor_N
 
 
 def _panels(weight_NWK: Tensor, together: int) -> list[Tensor]:
@@ -70,9 +92,8 @@ def linear(
     Args:
         x: any strides; rows of adjacent channels are the fast case. Zero outside the sequence.
         weight: what `pack` made of [N,W,K], for the C++ kernels; or [N,W,K] itself, which PyTorch's operators multiply,
-            in any dtype and on any device. In x's dtype. Or what `pack_int8` made, with x in float32: then each row of
-            in_norm(x) is rounded too, in chunks of `CHUNK` inputs, to integers from -127 to 127 times the chunk's
-            max |x| / 127 (zeros below `LEAST`). Sums of a chunk and a tap are exact, and of chunks and taps float32.
+            in any dtype and on any device. In x's dtype. Or what `pack_int8` made, with x in float32: then in_norm(x)
+            is rounded as by `round_rows`. Sums of integers are exact, those of chunks and taps float32.
         outputs, taps: N, and the odd W.
         in_norm, out_norm: [2,K] and [2,N], weight and bias of a layer norm (eps 1e-5); in_norm with one tap only.
         bias: [N]. scale: [S,L]; what x holds in rows whose scale is 0 does not matter, and the C++ kernels pass most of

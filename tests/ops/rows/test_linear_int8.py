@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ops.rows.linear import CHUNK, LEAST, linear, pack_int8
+from ops.rows.linear import CHUNK, linear, pack_int8, round_rows, round_weights
 from tests.ops.conftest import assert_as_exact
 from tests.ops.rows.test_linear import PARTS, SHAPES, make_case
 
@@ -13,27 +13,12 @@ from tests.ops.rows.test_linear import PARTS, SHAPES, make_case
 EXACT_PARTS = tuple(name for name in PARTS if name != "in_norm")
 
 
-def rounded_rows(x):
-    """What the kernel takes for x, in float64."""
-    chunks = []
-    for chunk in x.split(CHUNK, -1):
-        largest = chunk.abs().amax(-1, keepdim=True)
-        q = (chunk * torch.where(largest < LEAST, 0.0, 127 / largest)).round()
-        chunks.append(q.double() * (largest / 127).double())
-    return torch.cat(chunks, -1)
-
-
-def rounded_weights(weight):
-    factor = (weight.abs().amax((1, 2), keepdim=True) / 127).clamp_min(LEAST)
-    return (weight / factor).round().double() * factor.double()
-
-
 def check(x, weight, parts, **more):
     outputs, taps, _ = weight.shape
-    operands = rounded_rows(x), rounded_weights(weight)
+    operands = round_rows(x), round_weights(weight)
     double = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in parts.items()}
-    truth = linear(*operands, outputs, taps, **double)
-    plain = linear(*(operand.float() for operand in operands), outputs, taps, **parts)
+    truth = linear(*(operand.double() for operand in operands), outputs, taps, **double)
+    plain = linear(*operands, outputs, taps, **parts)
     y = linear(x, pack_int8(weight), outputs, taps, **parts, **more)
     assert y.dtype == x.dtype and y.is_contiguous()
     for s in range(len(x)):
@@ -89,10 +74,9 @@ def test_any_shape_and_layout(shape, layout, parts, seed):
 def test_norm_of_x(isa, channels):
     """What is rounded is the norm; a tie may fall the other way, by one of 127 steps in one element."""
     x, weight, parts = make_case((2, 37, channels, 20, 1), ("in_norm",))
-    normalized = torch.nn.functional.layer_norm(x, x.shape[-1:], *parts["in_norm"], eps=1e-5)
-    truth = linear(rounded_rows(normalized), rounded_weights(weight), 20)
+    truth = linear(round_rows(x, parts["in_norm"]).double(), round_weights(weight).double(), 20)
     torch.testing.assert_close(linear(x, pack_int8(weight), 20, **parts).double(), truth, rtol=1e-3, atol=1e-2)
-    unrounded = linear(normalized.double(), weight.double(), 20)
+    unrounded = linear(x.double(), weight.double(), 20, in_norm=parts["in_norm"].double())
     assert 1e-3 < (truth - unrounded).abs().max() < 1e-1
 
 
