@@ -17,9 +17,9 @@ where it was built (python -m ops.build --onnxruntime_headers DIR).
 
 With --dtype float32,float16,bfloat16 each file is written in float16 too, torchscript and aoti in bfloat16 as well
 (detector.float16.onnx, detector.ts.bfloat16.pt, ...): half the size, for GPUs; inputs and outputs stay float32.
-int8 is of TorchScript and AOTInductor on CPUs, and the fastest there (with VNNI): the large products in int8, everything
-else in float32. Such a file is kept only if the average mAP on annotated videos is at most --max_map_loss below that of
-float32; both are in the manifest:
+int8 is of TorchScript and AOTInductor on CPUs: the large products in int8, everything else in float32. Such a file is
+kept only if its average mAP on annotated videos is at most --max_map_loss below that of float32; both are in the
+manifest:
 
     python export.py --run_dir runs/thumos14 --output artifacts/thumos14 --dtype float32,int8 \\
         --annotations annotations/thumos14.json --features features/thumos14 --subset Test
