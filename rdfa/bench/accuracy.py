@@ -1,5 +1,6 @@
 """Mean average precision of every backend on a set of videos: what the differences in its outputs come to."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rdfa.data.annotations import load_annotations
 from rdfa.errors import UsageError
 from rdfa.evaluation.mean_ap import mean_average_precision
 from rdfa.inference.batches import load_batches, plan_batches
+from rdfa.inference.fusion import AGNOSTIC_NAMES
 from rdfa.inference.inputs import open_features
 from rdfa.inference.pipeline import Runner, detect_videos
 from rdfa.inference.results import read_results, write_results
@@ -37,22 +39,22 @@ class GivenSet:
 class OpenedSet:
     """A given set with what a detector of these settings needs of it; its length is the number of videos.
 
-    subset: as the annotations spell it.
+    For a class-agnostic detector all actions are of one class. subset: as the annotations spell it.
 
     Raises:
-        UsageError: no such files, or videos without features; a class-agnostic detector, whose detections are of no
-            class by themselves.
+        UsageError: no such files, or videos without features.
     """
 
     def __init__(self, given: GivenSet, settings: Config):
-        if settings.dataset.class_agnostic:
-            raise UsageError("--annotations: this detector is class-agnostic; measure its mAP with detect and evaluate")
         self._dataset = open_features(
             settings.dataset, settings.model.embedding.input_c, given.features, given.annotations, given.subset, None
         )
         annotations = load_annotations(given.annotations)
         self._videos = [annotations.videos[video.id] for video in self._dataset.videos]
         self._class_names = annotations.class_names
+        if settings.dataset.class_agnostic:
+            self._videos = [dataclasses.replace(v, labels_N=np.zeros_like(v.labels_N)) for v in self._videos]
+            self._class_names = AGNOSTIC_NAMES
         self._multiple = int(np.lcm(settings.loader.max_div_factor, settings.model.coarsest_stride))
         self._plan = plan_batches(self._dataset, 1, self._multiple)
         self._padding = settings.loader.padding_value
@@ -86,7 +88,13 @@ def fill(
     class_names: Sequence[str],
     progress: Callable[[str], None],
 ) -> None:
-    """The column `average_map` of all rows of a backend that has a valid one; raises what `OpenedSet` raises."""
+    """The column `average_map` of all rows of a backend that has a valid one.
+
+    Raises:
+        UsageError: as `OpenedSet`; a class-agnostic detector, whose detections are of no class by themselves.
+    """
+    if settings.dataset.class_agnostic:
+        raise UsageError("--annotations: this detector is class-agnostic; measure its mAP with detect and evaluate")
     videos = OpenedSet(given, settings)
     for candidate in opened:
         own = [r for r in rows if (r.backend, r.dtype) == (candidate.name, candidate.dtype) and r.valid]

@@ -18,7 +18,8 @@ MAX_LOSS = 0.005
 
 
 class MapGate(NamedTuple):
-    """given: features and ground truth. max_loss: of the average mAP of float32 there (mean over tIoU 0.3 to 0.7)."""
+    """given: features and ground truth. max_loss: of the average mAP of float32 there (mean over tIoU 0.3 to 0.7; of a
+    class-agnostic detector, all actions as one class)."""
 
     given: GivenSet
     max_loss: float = MAX_LOSS
@@ -51,8 +52,8 @@ def pass_files(
         exact: the detector in float32. sessions: the files to measure, by name.
 
     Raises:
-        UsageError: no such set, or a detector whose detections have no class. RunError: a file loses too much, or the
-            detector finds too little on these videos for a loss to show.
+        UsageError: no such set. RunError: a file loses too much, or the detector finds too little on these videos for a
+            loss to show.
     """
     videos = OpenedSet(gate.given, config)
     named = f"{len(videos)} videos of {Path(gate.given.annotations).name}"
