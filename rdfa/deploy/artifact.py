@@ -91,11 +91,11 @@ def export(
     files = _files(formats, dtypes)
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}: valid: {', '.join(DEVICES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device 'cuda' was asked for, but torch finds no GPU here: export on a machine that has one")
     if device == "cuda" and "int8" in dtypes:
         raise UsageError("int8 is for CPUs: leave it out of --dtype for --device cuda")
     map_gate.require(set(dtypes), gate)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda' was asked for, but torch finds no GPU here: export on a machine that has one")
     output = Path(output)
     check_replaceable(output, _is_artifact, "an artifact")
     run = RunDirectory(run_dir)

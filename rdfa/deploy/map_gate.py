@@ -65,8 +65,8 @@ def pass_files(
     wanted = measure("float32", exact)
     if wanted <= gate.max_loss:
         raise RunError(
-            f"the average mAP of float32 is {wanted:.4f} on {named}, so no loss can show: train longer, or give videos "
-            "that the detector knows"
+            f"the average mAP of float32 is {wanted:.4f} on {named}, where no loss of {gate.max_loss:g} can show: "
+            "give videos of what the detector was trained to find, or a lower --max_map_loss"
         )
     for name, session in sessions.items():
         found = measure(name, session)
