@@ -30,6 +30,9 @@ class TrainingSettings(Settings):
     recompute_stem: bool = setting(
         False, doc="gradient checkpointing: the backward computes the stem again instead of keeping its activations"
     )
+    cuda_graph: bool = setting(
+        False, doc="record a GPU's forward and backward once and replay it: one process, without recompute_stem"
+    )
 
 
 @dataclass(frozen=True)

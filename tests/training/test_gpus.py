@@ -82,7 +82,8 @@ def loss_curve(folder, device, steps=100, change=0.0):
     while len(losses) < steps:
         epoch += 1
         trainer.batch = 0
-        losses += [trainer._iteration(batch)["loss"] for batch in trainer.loader.epoch(epoch)]
+        ready = map(trainer.gradient.prepare, trainer.loader.epoch(epoch))
+        losses += [trainer._iteration(batch)["loss"] for batch in ready]
     return torch.tensor(losses[:steps], dtype=torch.float64)
 
 
