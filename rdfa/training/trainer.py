@@ -133,7 +133,7 @@ class Trainer:
         averages = {name: total / self.batch for name, total in self.sums.items()}
         averages["lr"] = values["lr"]
         if self.device.type == "cuda":
-            averages["memory_mb_per_video"] = self._memory_per_video() / 2**20
+            averages["memory_mb_per_video"] = self.memory_per_video() / 2**20
         self._write_metrics("train", {**averages, "seconds": round(time.monotonic() - started, 3)})
         say(f"{title}  average " + "  ".join(f"{name} {value:.4g}" for name, value in averages.items()))
         if averages["reg_loss"] == 0:
@@ -143,7 +143,7 @@ class Trainer:
                 sys.stderr,
             )
 
-    def _memory_per_video(self) -> float:
+    def memory_per_video(self) -> float:
         """Bytes of a GPU that each video took at the peak, beside weights, averages, gradients and moments."""
         held = [*self.model.parameters(), *(p.grad for p in self.model.parameters()), *self.ema.module.parameters()]
         held += [x for state in self.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
