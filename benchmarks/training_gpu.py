@@ -10,21 +10,17 @@ optimiser, average, and the wait for the losses. Variants take turns in one run:
                 the packages' backward kernels; copies and targets before the step, AdamW of a launch per operation
     eager       ours; the next batch's copies and targets during the step, fused AdamW
     recorded    the same with Training.cuda_graph
-    tf32        the same with float32 products rounded to TF32 (torch.backends.cuda.matmul.allow_tf32)
 
 float32 is as torch has it by default, and the published training too: convolutions rounded to TF32, products not.
 Errors are relative L2 errors of the first step's whole gradient, without drop path, against a CPU's in float32.
 """
 
 import argparse
-import contextlib
 import csv
 import itertools
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,7 +38,7 @@ from rdfa.training.feed import Feed
 from rdfa.training.trainer import Trainer
 
 GIN_FILE = Path(__file__).resolve().parents[1] / "gin" / "thumos14.gin"
-VARIANTS = ("published", "eager", "recorded", "tf32")
+VARIANTS = ("published", "eager", "recorded")
 VIDEOS = 4
 # A fresh detector's layer scales of 1e-4 would hide nearly all of its gradient.
 LAYER_SCALE = 0.1
@@ -55,7 +51,7 @@ def configuration(data: Path, gin_params: list[str]) -> config.Config:
 
 
 def make_trainer(data: Path, gin_params: list[str], variant: str = "eager") -> Trainer:
-    recorded = f"Training.cuda_graph = {variant in ('recorded', 'tf32')}"
+    recorded = f"Training.cuda_graph = {variant == 'recorded'}"
     trainer = Trainer(configuration(data, [*gin_params, recorded]), data / "run")
     for module in trainer.model.modules():
         if isinstance(module, AffineDropPath):
@@ -96,34 +92,17 @@ class Steps:
         return (self._trainer.memory_per_video() - others / videos) / 2**20 if on_gpu else None
 
 
-@contextlib.contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def under_tf32(on: bool, call: Callable[[int], None], index: int) -> None:
-    with tf32(on):
-        call(index)
-
-
 def measure(args: argparse.Namespace, data: Path, dtype: str, variants: list[str], wanted: Tensor) -> list[dict]:
     params = [*args.gin_param, f"Training.device = '{args.device}'", f"Training.precision = '{dtype}'"]
     steps, rows = {}, []
     for name in variants:
-        with tf32(name == "tf32"):
-            trainer = make_trainer(data, [*params, *NO_DROP_PATH], name)
-            batches = [pinned(batch, args.device) for batch in trainer.loader.epoch(1)]
-            error = (flat_gradient(trainer, batches[0]) - wanted).norm() / wanted.norm()
-            del trainer  # with its memory
-            others = torch.cuda.memory_allocated() if args.device == "cuda" else 0
-            call = Steps(make_trainer(data, params, name), batches, look_ahead=name != "published")
-            memory = call.memory_mb_per_video(others)
-        steps[name] = partial(under_tf32, name == "tf32", call)
+        trainer = make_trainer(data, [*params, *NO_DROP_PATH], name)
+        batches = [pinned(batch, args.device) for batch in trainer.loader.epoch(1)]
+        error = (flat_gradient(trainer, batches[0]) - wanted).norm() / wanted.norm()
+        del trainer  # with its memory
+        others = torch.cuda.memory_allocated() if args.device == "cuda" else 0
+        steps[name] = Steps(make_trainer(data, params, name), batches, look_ahead=name != "published")
+        memory = steps[name].memory_mb_per_video(others)
         rows.append({"variant": name, "dtype": dtype, "gradient_error": error.item(), "memory_mb_per_video": memory})
     samples = timing.measure(steps, args.seconds)
     for row in rows:
@@ -148,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--dtype", default="float32,bfloat16", metavar="A,B")
+    parser.add_argument("--dtype", default="float32,tf32,bfloat16", metavar="A,B")
     parser.add_argument("--variants", default=",".join(VARIANTS), metavar="A,B")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="time budget per variant")
     parser.add_argument("--gin_param", action="append", default=[], metavar="X.Y=V", help="change model or data")
@@ -166,8 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         wanted = flat_gradient(trainer, next(trainer.loader.epoch(1)))
         rows = []
         for dtype in args.dtype.split(","):
-            names = [name for name in variants if name != "tf32" or dtype == "float32"]
-            rows += measure(args, data, dtype, names, wanted)
+            rows += measure(args, data, dtype, variants, wanted)
             write(args.output, machine, rows)
     print(machine)
     for row in rows:

@@ -15,6 +15,7 @@ from rdfa.data.dataset import Batch
 from rdfa.errors import UsageError
 from rdfa.modeling.detector import Detector
 from rdfa.modeling.layers import rows_of_batch
+from rdfa.runtime.torch_device import tf32_products
 from rdfa.training.losses import criterion
 from rdfa.training.processes import Processes
 from rdfa.training.recording import RecordedGradients, rng_state, set_rng_state
@@ -49,7 +50,7 @@ class BatchGradient:
     rows. So the gradient is that of one process that computes the batch at once, up to the rounding of sums, and all
     processes are at the same state of the random generator at all times.
 
-    With Training.precision other than float32 the detector runs under autocast; float16 scales the loss, by a factor
+    With Training.precision float16 and bfloat16 the detector runs under autocast; float16 scales the loss, by a factor
     that `scaler` adapts, so that small gradients survive.
 
     `recorder` is set where parts are recorded as CUDA graphs (Training.cuda_graph). Gradients must then be zeroed in
@@ -65,7 +66,8 @@ class BatchGradient:
         self._check(config.loader.batch_size, training.accumulate)
         model.backbone.stem_module.recompute(training.recompute_stem)
         self.network = processes.replicate(model, device)
-        self.dtype = getattr(torch, training.precision)
+        self.products = tf32_products if training.precision == "tf32" else contextlib.nullcontext
+        self.dtype = torch.float32 if training.precision == "tf32" else getattr(torch, training.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._points: dict[int, Tensor] = {}
         # DistributedDataParallel and checkpointing do things in a backward that a graph can't hold.
@@ -112,11 +114,12 @@ class BatchGradient:
 
     def _backward(self, features_BCT, mask_BT, cls_targets_BPC, offset_targets_BP2, positives) -> Tensor:
         """Add the gradient of a part; returns its terms of `LOSSES`."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = self.network(features_BCT, mask_BT)
-        losses = criterion(*outputs, cls_targets_BPC, offset_targets_BP2, self.config.engine.criterion, positives)
-        # Several processes average their gradients, but the terms of the loss are to be added.
-        self.scaler.scale(losses["loss"] * self.processes.world).backward()
+        with self.products():
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                outputs = self.network(features_BCT, mask_BT)
+            losses = criterion(*outputs, cls_targets_BPC, offset_targets_BP2, self.config.engine.criterion, positives)
+            # Several processes average their gradients, but the terms of the loss are to be added.
+            self.scaler.scale(losses["loss"] * self.processes.world).backward()
         return torch.stack([losses[name].detach() for name in LOSSES])
 
     def _targets(self, rows: Batch, points_P4: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,3 +150,16 @@ def test_what_cannot_be_divided_is_refused(dataset, tmp_path):
         config = configuration(dataset, f"Training.accumulate = {accumulate}", f"Criterion.loss_weight = {weight}")
         with pytest.raises(UsageError, match=message):
             BatchGradient(config, trainer.model, trainer.device, dataclasses.replace(ALONE))
+
+
+def test_tf32_is_a_matter_of_the_gradient_alone(dataset, tmp_path, monkeypatch):
+    wanted, gradients, _ = first_step(configuration(dataset), tmp_path)
+    seen = []
+    block = type(make_trainer(configuration(dataset), tmp_path).model.backbone.stem_module.blocks[0])
+    original = block._pass
+    allowed = lambda: torch.backends.cuda.matmul.allow_tf32  # noqa: E731
+    monkeypatch.setattr(block, "_pass", lambda self, *args: seen.append(allowed()) or original(self, *args))
+    values, again, _ = first_step(configuration(dataset, "Training.precision = 'tf32'"), tmp_path)
+    assert seen and all(seen) and not allowed()
+    assert values == wanted  # a CPU has no TF32
+    assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items())
