@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     tools.build_library(folder)
     (folder / "driver").mkdir()
     tools.build_driver(folder / "driver")
-    tools.write_pack(folder / "on_cpu.cubins")
+    tools.write_pack(folder / "librdfa_ops.cubins")
     return folder
 
 

@@ -54,5 +54,5 @@ def test_a_machine_without_a_driver(folder):
 def test_a_library_without_its_pack(folder, tmp_path):
     (tmp_path / "on_cpu.so").write_bytes((folder / "on_cpu.so").read_bytes())
     answer = run(tmp_path, "-c", CALL, LD_LIBRARY_PATH=str(folder / "driver"))
-    expected = f"{tmp_path / 'on_cpu.cubins'} is missing, which holds the GPU kernels: copy it there or make it with"
+    expected = f"{tmp_path / 'librdfa_ops.cubins'} is missing, which holds the GPU kernels: copy it there or make it with"
     assert all(line.startswith(expected) for line in answer.stdout.splitlines())

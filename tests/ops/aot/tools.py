@@ -15,7 +15,7 @@ STEPS = {f"{tile.rows}x{tile.lanes}": tile.steps for tile in tiles.FORWARD_TILES
 
 
 def build_library(folder: Path) -> Path:
-    """``on_cpu.so``: `on_cpu.cpp` with the GPU part of the native library; its pack is ``on_cpu.cubins`` beside it."""
+    """``on_cpu.so``: `on_cpu.cpp` with the GPU part of the native library; its pack is ``librdfa_ops.cubins`` beside it."""
     builder.build()
     torch_dir = Path(torch.__file__).parent
     compiler_words = builder._find_compiler()
