@@ -10,8 +10,8 @@ serves every Python and every torch from 2.11 on. Needs GCC 11 or newer and the 
 file imports neither torch nor the rest of the package: the build hook of ``setup.py`` runs it by its path.
 
 With the folder of ONNX Runtime's header it also makes ``ops/librdfa_ort.so``, the same scan as an operator library for
-ONNX Runtime, for GPUs too. No Python package brings that header; Debian's ``libonnxruntime-dev`` and the archives of ONNX
-Runtime's releases do. Whatever its version, from 1.21 on, the library serves ONNX Runtime 1.21 and newer.
+ONNX Runtime, for GPUs too. No Python package brings that header; Debian's ``libonnxruntime-dev`` and the archives of
+ONNX Runtime's releases do. Whatever its version, from 1.21 on, the library serves ONNX Runtime 1.21 and newer.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def build_for_onnxruntime(headers: Path) -> Path:
         # The binding is compiled every time: nothing says whether the last one saw the same headers.
         for source in sorted((SOURCES / ORT_BINDING).glob("*.cpp")):
             objects.append(_object(folder, source))
-            _compile([*command, f"-isystem{headers}"], source, objects[-1])
+            _compile([*command, f"-I{headers}"], source, objects[-1])
         _link(compiler, objects, ORT_LIBRARY, "-ldl")
     return ORT_LIBRARY
 

@@ -1,9 +1,10 @@
 """Which launches are compiled ahead of time, under the names by which the library's C++ asks for them.
 
 Each variant is a name and a call that launches it on CPU tensors; the launchers of the package do the rest, so that
-constants and tiles are theirs. (The kernels of ``triton_prepare`` have no launcher but the library's.) What ``csrc/torch/gpu_*.cpp`` does to get along with few variants: states are padded to
-whole launches, filters and per-channel arguments are float32 and never None, and where sequences differ in dtype, or
-softplus or the gate z is missing, or there are several launches of states, everything is computed in float32.
+constants and tiles are theirs. (The kernels of ``triton_prepare`` have no launcher but the library's.) What the library
+does to get along with few variants: states are padded to whole launches, filters and per-channel arguments are float32
+and never None, and where sequences differ in dtype, or softplus or the gate z is missing, or there are several launches
+of states, everything is computed in float32.
 """
 
 from collections.abc import Callable, Iterator

@@ -55,8 +55,17 @@ def start(
     library = _library(path.parent, manifest) if native and _has_kernels(manifest, kind) else None
     call = OnnxCall(path, library, device, threads, manifest["features"])
     if kind != "cpu" and not host_nodes:
-        _refuse_host_nodes(path, device, call.nodes())
+        _refuse_host_nodes(path, device, _tried(path, device, call))
     return call
+
+
+def _tried(path: Path, device: str, call: "OnnxCall") -> list[Node]:
+    """The nodes of a trial run, in which a GPU's libraries show what they lack."""
+    try:
+        return call.nodes()
+    except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path} does not run on {device}: {reason}") from error
 
 
 def _has_kernels(manifest: dict[str, Any], kind: str) -> bool:
@@ -122,6 +131,7 @@ class OnnxCall:
         session = onnxruntime.InferenceSession(str(self._path), options, providers=[provider])
         if PROVIDERS[kind] not in session.get_providers():
             raise RunError(f"onnxruntime finds no device for {PROVIDERS[kind]} here: use 'cpu'")
+        session.disable_fallback()  # to the CPU, in the middle of a run that fails
         return session
 
 

@@ -1,7 +1,4 @@
-"""Files exported for a GPU, at sizes that were not traced: with this process's kernels, and on a machine without Triton.
-
-`python -m tests.deploy.test_gpu` does the same with files for the CPU.
-"""
+"""Files exported for a GPU, at sizes that were not traced: with the kernels of this process, and without Triton."""
 
 import functools
 import itertools
@@ -25,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot"),
 ]
 
+DEVICE = "cuda"
 BACKENDS = ("torchscript", "aoti")
 FILES = list(itertools.product(BACKENDS, runtime.DTYPES))
 # What a machine has that has torch and the artifact: no Triton, no operators but those of the artifact's own library.
@@ -48,51 +46,42 @@ np.savez(results, **outputs)
 
 
 @functools.cache
-def session(backend, dtype, device):
-    return runtime.load(artifacts.artifact_for(device), backend, device=device, dtype=dtype)
+def session(backend, dtype):
+    return runtime.load(artifacts.artifact_for(DEVICE), backend, device=DEVICE, dtype=dtype)
 
 
 @functools.cache
-def outputs_without_triton(device):
+def outputs_without_triton():
     """Name -> array of all outputs of all files at all sizes, by one process."""
     with tempfile.TemporaryDirectory() as folder:
         inputs, results = Path(folder) / "inputs.npz", Path(folder) / "results.npz"
         cases = {f"{batch}x{time}": artifacts.case(batch, time) for batch, time in artifacts.SIZES}
         arrays = {f"{size}-features": case.features_BCT for size, case in cases.items()}
         np.savez(inputs, **arrays, **{f"{size}-mask": case.mask_BT for size, case in cases.items()})
-        command = [sys.executable, "-c", ALONE, artifacts.artifact_for(device), device, inputs, results]
+        command = [sys.executable, "-c", ALONE, artifacts.artifact_for(DEVICE), DEVICE, inputs, results]
         command += [f"{backend}-{dtype}" for backend, dtype in FILES]
         answer = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         assert answer.returncode == 0, answer.stderr
         return dict(np.load(results))
 
 
-def check(device, size, backend, dtype, triton):
-    if triton:
-        artifacts.assert_right(session(backend, dtype, device), *size, dtype)
-        return
-    arrays, name = outputs_without_triton(device), f"{backend}-{dtype}-{size[0]}x{size[1]}"
-    outputs = runtime.Outputs(*(arrays[f"{name}-{field}"] for field in runtime.Outputs._fields))
-    artifacts.assert_right(SimpleNamespace(run=lambda features, mask: outputs), *size, dtype)
+@pytest.mark.parametrize("backend, dtype", FILES, ids=lambda value: value)
+@pytest.mark.parametrize("size", artifacts.SIZES, ids=str)
+def test_parity(size, backend, dtype):
+    artifacts.assert_right(session(backend, dtype), *size, dtype)
 
 
 @pytest.mark.parametrize("backend, dtype", FILES, ids=lambda value: value)
 @pytest.mark.parametrize("size", artifacts.SIZES, ids=str)
-@pytest.mark.parametrize("triton", [True, False], ids=["this process", "without Triton"])
-def test_parity(size, backend, dtype, triton):
-    check("cuda", size, backend, dtype, triton)
+def test_parity_without_triton(size, backend, dtype):
+    arrays, name = outputs_without_triton(), f"{backend}-{dtype}-{size[0]}x{size[1]}"
+    outputs = runtime.Outputs(*(arrays[f"{name}-{field}"] for field in runtime.Outputs._fields))
+    artifacts.assert_right(SimpleNamespace(run=lambda features, mask: outputs), *size, dtype)
 
 
 def test_manifest_says_where_the_files_run():
     for backend, dtype in FILES:
-        assert session(backend, dtype, "cuda").device == "cuda"
-    files = session("aoti", "float32", "cuda").manifest["files"]
-    assert {entry["device"] for entry in files.values() if entry["format"] in BACKENDS} == {"cuda"}
+        assert session(backend, dtype).device == DEVICE
+    files = session("aoti", "float32").manifest["files"]
+    assert {entry["device"] for entry in files.values() if entry["format"] in BACKENDS} == {DEVICE}
     assert "cubins" in {entry["format"] for entry in files.values()}
-
-
-if __name__ == "__main__":
-    for choice in itertools.product(artifacts.SIZES, FILES, (True, False)):
-        size, (backend, dtype), triton = choice
-        check("cpu", size, backend, dtype, triton)
-        print(*choice)
