@@ -50,7 +50,7 @@ bench: setup
 aot: setup
 	$(RUN) -m ops.aot
 
-# With Triton's kernels, then with those of `make aot`, where it was run.
+# With Triton's kernels, then with those of `make aot`, where it was run; exported files with both in the first run.
 test-gpu: setup
 	$(RUN) -m pytest -q -m gpu tests
 	RDFA_GPU_KERNELS=aot $(RUN) -m pytest -q -m gpu tests/ops

@@ -8,12 +8,13 @@ writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), 
 
     torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed (GPU: python -m ops.aot first)
     onnx          detector.onnx, and librdfa_ort.so      ONNX Runtime on CPUs, several times as fast with the library
-    onnx_gpu      detector.gpu.onnx                      ONNX Runtime on GPUs: no control flow
+    onnx_gpu      detector.gpu.onnx, and librdfa_ort.so  ONNX Runtime on GPUs: no control flow
     onnx_inlined  detector.inlined.onnx                  OpenVINO, and whatever else knows no functions of a model
     aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
 
 aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two. librdfa_ort.so is added
-where it was built (python -m ops.build --onnxruntime_headers DIR).
+where it was built (python -m ops.build --onnxruntime_headers DIR), librdfa_ops.cubins, the kernels for GPUs of both
+libraries, where python -m ops.aot made it.
 
 With --dtype float32,float16,bfloat16 each file is written in float16 too, torchscript and aoti in bfloat16 as well
 (detector.float16.onnx, detector.ts.bfloat16.pt, ...): half the size, for GPUs; inputs and outputs stay float32.
