@@ -24,6 +24,7 @@ FREE_TO_CHANGE = {
     "Training.device",
     "Training.accumulate",  # like the number of processes, these two change how a gradient is computed, not which
     "Training.recompute_stem",
+    "PointGenerator.max_buffer_len_factor",  # only how long a video may be
     "Dataset.annotation_file",  # the same data in another place
     "Dataset.feature_dir",
     "Loader.pin_memory",

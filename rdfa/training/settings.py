@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rdfa.errors import UsageError
 from rdfa.settings import Settings, setting
 
 
@@ -30,6 +31,11 @@ class TrainingSettings(Settings):
     recompute_stem: bool = setting(
         False, doc="gradient checkpointing: the backward computes the stem again instead of keeping its activations"
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.tiou:
+            raise UsageError("Training.tiou = (): give at least one threshold")
 
 
 @dataclass(frozen=True)
