@@ -59,7 +59,7 @@ def test_flipped_bit(tmp_path_factory, bit):
 
 
 def test_features_that_say_too_little(artifact):
-    with pytest.raises(RunError, match="'features' lacks dimension, downsample_rate, .*: export the artifact again"):
+    with pytest.raises(RunError, match=r"'features' lacks dimension, downsample_rate, .*: export the artifact again"):
         runtime.open_file(artifact, "detector.onnx", "eager")
 
 
