@@ -1,6 +1,6 @@
 """Export a run as files that other programs load, and prove each one equal to the detector before keeping it.
 
-    python export.py --run_dir runs/thumos14 --output artifacts/thumos14
+    python export.py --run_dir runs/demo --output artifacts/demo --formats torchscript,onnx
     python export.py --run_dir runs/thumos14 --checkpoint runs/thumos14/checkpoints/step_00010000 \\
         --output artifacts/thumos14 --formats onnx
 
@@ -28,6 +28,7 @@ from the detector at any of three sizes that were not traced ends the export wit
 manifest says of each file how long loading and the first video take in a new process.
 """
 
+import argparse
 import sys
 
 from rich.console import Console
@@ -37,10 +38,7 @@ from rdfa import cli
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.Parser(
-        description=__doc__.partition("\n\n")[0],
-        epilog="example: python export.py --run_dir runs/demo --output artifacts/demo --formats torchscript,onnx",
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run_dir", required=True, metavar="RUN", help="run directory, as train.py writes it")
     parser.add_argument("--checkpoint", metavar="PATH", help="best, latest or a step folder (default: best)")
     parser.add_argument("--output", required=True, metavar="OUT", help="artifact directory to make, or to replace")

@@ -130,7 +130,7 @@ def _files(formats: Sequence[str], dtypes: Sequence[str]) -> dict[str, tuple[str
 
 
 def _write_files(detector, config, directory, manifest, files, report, device) -> None:
-    interface, time = manifests.interface(config), verify.traced_time(detector)
+    interface, time = manifests.interface(config), verify.traced_time(config)
     write_weights(directory / WEIGHTS, detector.state_dict())
     manifests.add_file(manifest, directory / WEIGHTS, "safetensors", dtype="float32", **interface)
     for (writer_name, dtype), names in _together(files).items():
@@ -190,7 +190,7 @@ def _verify_files(detector: Detector, config: Config, directory: Path, manifest,
         sessions[kernels] = files[file][1], runtime.open_file(directory, file, "onnxruntime")
     dtypes = {dtype for dtype, _ in sessions.values()}
     report("computing what they should give, in float64")
-    cases = [verify.make_case(detector, config, batch, time) for batch, time in verify.sizes(detector)]
+    cases = [verify.make_case(detector, config, batch, time) for batch, time in verify.sizes(config)]
     limits = {dtype: verify.own_error(detector, cases, dtype) for dtype in dtypes - {"float32"}}
     for case in cases:
         batch, time = case.mask_BT.shape

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rdfa.errors import UsageError
 from rdfa.settings import Settings, setting
 
 
@@ -34,6 +35,11 @@ class TrainingSettings(Settings):
     cuda_graph: bool = setting(
         False, doc="record a GPU's forward and backward once and replay it: one process, without recompute_stem"
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.tiou:
+            raise UsageError("Training.tiou = (): give at least one threshold")
 
 
 @dataclass(frozen=True)
