@@ -5,6 +5,7 @@ a fresh initialisation would hide most of it behind layer scales of 1e-4.
 """
 
 import functools
+import json
 import os
 import subprocess
 import tempfile
@@ -16,7 +17,8 @@ import torch
 from filelock import FileLock
 
 import export
-from rdfa import cli, deploy, run_dir
+from rdfa import cli, deploy, detect, run_dir
+from rdfa.bench.accuracy import GivenSet
 from rdfa.config import Config
 from rdfa.data.settings import DatasetSettings
 from rdfa.deploy import artifact, verify
@@ -121,6 +123,41 @@ def tiny_run(output):
 def tiny_artifact(output):
     """The artifact of `tiny_run` in the default formats, shared likewise."""
     deploy.export(tiny_run(), output)
+
+
+@shared
+def annotated_videos(output):
+    """Three videos whose ground truth is something that the tiny detector finds, moved a little."""
+    output.mkdir()
+    database, rng = {}, np.random.default_rng(3)
+    for name in ("v1", "v2", "v3"):
+        np.save(output / f"{name}.npy", rng.standard_normal((40, 6)).astype(np.float32))
+        database[name] = {"subset": "Test", "duration": 20.0, "fps": 10.0, "annotations": []}
+    path, found = output / "annotations.json", output / "found.json"
+    path.write_text(json.dumps({"version": "x", "database": database}))
+    flags = ["--artifact", tiny_artifact(), "--backend", "eager", "--features", output, "--annotations", path]
+    detect.main([str(f) for f in [*flags, "--subset", "Test", "--output", found]])
+    for name, entries in json.loads(found.read_text())["results"].items():
+        best = sorted(entries, key=lambda entry: -entry["score"])[:4]
+        database[name]["annotations"] = [
+            {"label": e["label"], "label_id": int(e["label"].rpartition("_")[2]) if "_" in e["label"] else
+             ["jump", "throw"].index(e["label"]), "segment": [e["segment"][0], e["segment"][1] + 0.2]}
+            for e in best
+        ]  # fmt: skip
+    path.write_text(json.dumps({"version": "x", "database": database}))
+
+
+def given_set() -> GivenSet:
+    folder = annotated_videos()
+    return GivenSet(str(folder / "annotations.json"), (str(folder),), "Test")
+
+
+@shared
+def int8_artifact(output):
+    """The TorchScript file of `tiny_run` in int8, with a gate that lets it pass, shared likewise."""
+    gate = deploy.MapGate(given_set(), 0.19)
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["torchscript"], dtypes=["int8"], gate=gate)
 
 
 @shared
