@@ -38,18 +38,11 @@ class Task:
             RunError: a video that cannot be read, or that the detector fails on; names it.
         """
         padding = source.config.loader.padding_value
-<<<<<<< HEAD
-        batches = load_batches(self.dataset, plan, padding, padding_multiple(source))
+        batches = load_batches(self.dataset, plan, padding, source.config.padding_multiple)
         found = detect_videos(source.runner, batches, self.dataset.settings, source.config.post, self.class_scores)
         for planned in plan:
             videos = itertools.islice(found, len(planned.indices))
             yield planned, [Row(i, len(d), entries_text(i, d, self.class_names)) for i, d in videos]
-=======
-        batches = load_batches(self.dataset, plan, padding, source.config.padding_multiple)
-        for planned, batch in zip(plan, batches):
-            found = detect_videos(source.runner, [batch], self.dataset.settings, source.config.post, self.class_scores)
-            yield planned, [Row(i, len(d), entries_text(i, d, self.class_names)) for i, d in found]
->>>>>>> review-rdfa
 
 
 def run_on_ray(
