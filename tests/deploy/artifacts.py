@@ -40,6 +40,7 @@ from tests.golden import rebuild
 # Exports of tests do not start each file in a process of its own, which takes seconds; one test of test_export does.
 TIME_STARTS, artifact._time_starts = artifact._time_starts, lambda *arguments: None
 CLASSES = {0: "jump", 2: "throw"}
+GPU_DTYPES = ("float32", "float16", "bfloat16")
 # (batch, time) at which every format is compared with the detector: none is traced, or checked by these exports.
 SIZES = [(1, 2304), (2, 2304), (3, 4608), (1, 32), (5, 2336)]
 RUN_TORCHSCRIPT = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
@@ -183,9 +184,9 @@ def narrow_artifact(output):
 
 @shared
 def artifact_for(output, device):
-    """TorchScript and AOTInductor files of `tiny_run` for "cpu" or "cuda" in every number format, as export.py writes
-    them, shared likewise; to compile them takes minutes."""
-    flags = ["--formats", "torchscript,aoti", "--dtype", "float32,float16,bfloat16", "--device", device]
+    """TorchScript and AOTInductor files of `tiny_run` for "cpu" or "cuda" in `GPU_DTYPES`, as export.py writes them,
+    shared likewise; to compile them takes minutes."""
+    flags = ["--formats", "torchscript,aoti", "--dtype", ",".join(GPU_DTYPES), "--device", device]
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
         assert cli.run(export.main, ["--run_dir", str(tiny_run()), "--output", str(output), *flags]) == 0
 
