@@ -14,6 +14,7 @@ import yaml
 
 from rdfa.config import GROUPS, Config, assemble
 from rdfa.errors import UsageError
+from rdfa.files import read_bytes
 from rdfa.settings import nearest
 
 _BACKBONE = "model.backbone_info.ResidualSharedBiMambaBackbone"
@@ -144,9 +145,7 @@ def _compose(files: Mapping[str, Path]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
+        tree = yaml.load(read_bytes(path), Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
