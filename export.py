@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _gate(args: argparse.Namespace):
-    from rdfa.bench.accuracy import GivenSet
     from rdfa.deploy.map_gate import MAX_LOSS, MapGate
+    from rdfa.evaluation.given_set import GivenSet
 
     if not args.annotations:
         return None

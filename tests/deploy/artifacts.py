@@ -18,10 +18,10 @@ from filelock import FileLock
 
 import export
 from rdfa import cli, deploy, detect, run_dir
-from rdfa.bench.accuracy import GivenSet
 from rdfa.config import Config
 from rdfa.data.settings import DatasetSettings
 from rdfa.deploy import artifact, verify
+from rdfa.evaluation.given_set import GivenSet
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.modeling.settings import (
     BranchModuleSettings,
