@@ -188,11 +188,6 @@ def _together(files: dict[str, tuple[str, str]]) -> dict[tuple[str, str], list[s
     return groups
 
 
-def _add_library(manifest: dict[str, Any], directory: Path, path: Path, kind: str) -> None:
-    shutil.copyfile(path, directory / path.name)
-    manifests.add_file(manifest, directory / path.name, kind)
-
-
 def _open_files(directory: Path, manifest: dict[str, Any], files: dict[str, tuple[str, str]]) -> dict[str, Session]:
     sessions = {WEIGHTS: runtime.open_file(directory, WEIGHTS, "eager")}
     for file, (name, _) in files.items():
