@@ -1,6 +1,6 @@
 """Export a run as files that other programs load, and prove each one equal to the detector before keeping it.
 
-    python export.py --run_dir runs/thumos14 --output artifacts/thumos14
+    python export.py --run_dir runs/demo --output artifacts/demo --formats torchscript,onnx
     python export.py --run_dir runs/thumos14 --checkpoint runs/thumos14/checkpoints/step_00010000 \\
         --output artifacts/thumos14 --formats onnx
 
@@ -8,12 +8,13 @@ writes OUTPUT/manifest.json (configuration, features, classes, hashes, parity), 
 
     torchscript   detector.ts.pt with librdfa_ops.so     libtorch, no Python needed (GPU: python -m ops.aot first)
     onnx          detector.onnx, and librdfa_ort.so      ONNX Runtime on CPUs, several times as fast with the library
-    onnx_gpu      detector.gpu.onnx                      ONNX Runtime on GPUs: no control flow
+    onnx_gpu      detector.gpu.onnx, and librdfa_ort.so  ONNX Runtime on GPUs: no control flow
     onnx_inlined  detector.inlined.onnx                  OpenVINO, and whatever else knows no functions of a model
     aoti          detector.pt2 with librdfa_ops.so       torch or libtorch, compiled for this kind of processor
 
 aoti is written only when --formats names it: it needs a C++ compiler and takes a minute or two. librdfa_ort.so is added
-where it was built (python -m ops.build --onnxruntime_headers DIR).
+where it was built (python -m ops.build --onnxruntime_headers DIR), librdfa_ops.cubins, the kernels for GPUs of both
+libraries, where python -m ops.aot made it.
 
 With --dtype float32,float16,bfloat16 each file is written in float16 too, torchscript and aoti in bfloat16 as well
 (detector.float16.onnx, detector.ts.bfloat16.pt, ...): half the size, for GPUs; inputs and outputs stay float32.
@@ -45,10 +46,7 @@ from rdfa.errors import UsageError
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.Parser(
-        description=__doc__.partition("\n\n")[0],
-        epilog="example: python export.py --run_dir runs/demo --output artifacts/demo --formats torchscript,onnx",
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run_dir", required=True, metavar="RUN", help="run directory, as train.py writes it")
     parser.add_argument("--checkpoint", metavar="PATH", help="best, latest or a step folder (default: best)")
     parser.add_argument("--output", required=True, metavar="OUT", help="artifact directory to make, or to replace")
@@ -98,8 +96,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _gate(args: argparse.Namespace):
-    from rdfa.bench.accuracy import GivenSet
     from rdfa.deploy.map_gate import MAX_LOSS, MapGate
+    from rdfa.evaluation.given_set import GivenSet
 
     if not args.annotations:
         return None

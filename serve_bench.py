@@ -169,10 +169,11 @@ def _choose(flag: str, names: tuple[str, ...], valid: tuple[str, ...]) -> tuple[
 
 def _artifact(args: argparse.Namespace, console: Console) -> None:
     manifest = manifests.read(args.artifact)
-    from rdfa.bench import accuracy, artifact_command, environment, reference, report
+    from rdfa.bench import artifact_command, environment, reference, report
     from rdfa.bench.report import history
+    from rdfa.evaluation.given_set import GivenSet
 
-    given = args.annotations and accuracy.GivenSet(args.annotations, tuple(args.features), args.subset)
+    given = args.annotations and GivenSet(args.annotations, tuple(args.features), args.subset)
     request = artifact_command.Request(
         artifact=args.artifact,
         output=args.output,

@@ -142,7 +142,7 @@ def _files(formats: Sequence[str], dtypes: Sequence[str]) -> dict[str, tuple[str
 
 
 def _write_files(detector, config, directory, manifest, files, report, device) -> None:
-    interface, time = manifests.interface(config), verify.traced_time(detector)
+    interface, time = manifests.interface(config), verify.traced_time(config)
     write_weights(directory / WEIGHTS, detector.state_dict())
     manifests.add_file(manifest, directory / WEIGHTS, "safetensors", dtype="float32", **interface)
     for (writer_name, dtype), names in _together(files).items():
@@ -160,14 +160,24 @@ def _write_files(detector, config, directory, manifest, files, report, device) -
             facts |= {"device": device, "processor": torch.backends.cpu.get_cpu_capability()}
         for name in names:
             manifests.add_file(manifest, directory / name, files[name][0], **facts)
-    formats = {name for name, _ in files.values()}
+    for kind, path in _natives({name for name, _ in files.values()}).items():
+        shutil.copyfile(path, directory / path.name)
+        manifests.add_file(manifest, directory / path.name, kind)
+
+
+def _natives(formats: set[str]) -> dict[str, Path]:
+    """The native files that these formats run on, by their own formats; the optional ones where they were built."""
+    found = {}
     if any(FORMATS[name].library for name in formats):
-        _add_library(manifest, directory, library.path(), "library")
-        if library.pack_path().exists():  # without the pack, the library serves CPUs alone
-            _add_library(manifest, directory, library.pack_path(), "cubins")
-    # Only the file with a loop gains by the kernels, which are for the CPU.
-    if "onnx" in formats and library.onnxruntime_path().exists():
-        _add_library(manifest, directory, library.onnxruntime_path(), "onnx_library")
+        found["library"] = library.path()
+    # Inlined files have no node for it.
+    if formats & {"onnx", "onnx_gpu"} and library.onnxruntime_path().exists():
+        found["onnx_library"] = library.onnxruntime_path()
+    # Without this pack the libraries serve CPUs alone.
+    served = "library" in found or ("onnx_library" in found and "onnx_gpu" in formats)
+    if served and library.pack_path().exists():
+        found["cubins"] = library.pack_path()
+    return found
 
 
 def _together(files: dict[str, tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
@@ -178,11 +188,6 @@ def _together(files: dict[str, tuple[str, str]]) -> dict[tuple[str, str], list[s
     return groups
 
 
-def _add_library(manifest: dict[str, Any], directory: Path, path: Path, kind: str) -> None:
-    shutil.copyfile(path, directory / path.name)
-    manifests.add_file(manifest, directory / path.name, kind)
-
-
 def _open_files(directory: Path, manifest: dict[str, Any], files: dict[str, tuple[str, str]]) -> dict[str, Session]:
     sessions = {WEIGHTS: runtime.open_file(directory, WEIGHTS, "eager")}
     for file, (name, _) in files.items():
@@ -191,8 +196,8 @@ def _open_files(directory: Path, manifest: dict[str, Any], files: dict[str, tupl
         device = manifest["files"][file].get("device", "cpu")
         sessions[file] = runtime.open_file(directory, file, backend, device, **options)
     kernels = find(manifest, "onnx_library")
-    if kernels:  # what the file computes with the kernels of the library is the library's own proof
-        file = next(file for file, (name, _) in files.items() if name == "onnx")
+    if kernels:  # what a file computes with the kernels of the library is the library's own proof
+        file = next(file for file, (name, _) in files.items() if name in ("onnx", "onnx_gpu"))
         sessions[kernels] = runtime.open_file(directory, file, "onnxruntime")
     return sessions
 
@@ -201,7 +206,7 @@ def _verify_files(detector: Detector, config: Config, manifest, sessions: dict[s
     """Fill in ``parity`` of each file; raises RunError naming the first size at which one fails."""
     dtypes = {session.dtype for session in sessions.values()}
     report("computing what they should give, in float64")
-    cases = [verify.make_case(detector, config, batch, time) for batch, time in verify.sizes(detector)]
+    cases = [verify.make_case(detector, config, batch, time) for batch, time in verify.sizes(config)]
     limits = {dtype: verify.own_error(detector, cases, dtype) for dtype in dtypes - {"float32"}}
     for case in cases:
         batch, time = case.mask_BT.shape

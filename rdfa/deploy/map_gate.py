@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdfa.bench.accuracy import TIOU, GivenSet, OpenedSet
 from rdfa.config import Config
 from rdfa.errors import RunError, UsageError
+from rdfa.evaluation.given_set import TIOU, GivenSet, OpenedSet
 from rdfa.runtime.session import Session
 
 DTYPES = ("int8",)

@@ -15,7 +15,7 @@ import torch
 
 from rdfa.config import Config
 from rdfa.inference.decode import Detections, VideoTiming, detect
-from rdfa.modeling.detector import Detector
+from rdfa.modeling.detector import Detector, build_generator
 from rdfa.modeling.folded import fold
 from rdfa.runtime.parity import Parity, compare
 from rdfa.runtime.session import Outputs, Session
@@ -63,17 +63,17 @@ class Row(NamedTuple):
         }
 
 
-def sizes(detector: Detector) -> list[tuple[int, int]]:
-    """The (batch, time) pairs to check: `SIZES`, made to fit the detector's stride and longest input."""
-    stride, longest = detector.settings.coarsest_stride, detector.generator.max_frames
-    scale = min(1.0, longest / SIZES[0][1])
-    return [(batch, max(round(time * scale) // stride, 1) * stride) for batch, time in SIZES]
+def sizes(config: Config) -> list[tuple[int, int]]:
+    """The (batch, time) pairs to check: `SIZES`, made to fit the detector's padded lengths and longest input."""
+    multiple = config.padding_multiple
+    scale = min(1.0, build_generator(config.model).max_frames / SIZES[0][1])
+    return [(batch, max(round(time * scale) // multiple, 1) * multiple) for batch, time in SIZES]
 
 
-def traced_time(detector: Detector) -> int:
+def traced_time(config: Config) -> int:
     """A short length for the exporters to trace, which `sizes` does not hold."""
-    stride = detector.settings.coarsest_stride
-    checked = {time for _, time in sizes(detector)}
+    stride = config.model.coarsest_stride
+    checked = {time for _, time in sizes(config)}
     return next(stride * n for n in range(5, 9) if stride * n not in checked)
 
 

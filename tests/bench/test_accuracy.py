@@ -7,10 +7,10 @@ import pytest
 from ops import library
 from rdfa import config, detect, evaluate, runtime
 from rdfa.bench import accuracy
-from rdfa.bench.accuracy import GivenSet
 from rdfa.bench.candidates import Candidate
 from rdfa.bench.results import Row
 from rdfa.errors import RunError
+from rdfa.evaluation.given_set import GivenSet
 from rdfa.runtime import manifest as manifests
 from tests.deploy import artifacts
 from tests.deploy.artifacts import tiny_artifact

@@ -11,10 +11,10 @@ import torch
 import export
 from ops import library
 from rdfa import cli, config, deploy, runtime
-from rdfa.bench import accuracy
 from rdfa.deploy import form, map_gate, verify
 from rdfa.deploy import manifest as manifests
 from rdfa.errors import RunError, UsageError
+from rdfa.evaluation import given_set
 from tests.deploy import artifacts
 
 if not library.loaded():
@@ -25,7 +25,7 @@ if not library.loaded():
 def maps(monkeypatch):
     """Gives the mAP of float32, then those of the files."""
     values = []
-    monkeypatch.setattr(accuracy.OpenedSet, "average_map", lambda *arguments: values.pop(0))
+    monkeypatch.setattr(given_set.OpenedSet, "average_map", lambda *arguments: values.pop(0))
     return values
 
 
@@ -45,7 +45,7 @@ def test_manifest_holds_the_mean_average_precision_of_both():
     assert all(row["ok"] and row["relative_l2"] > 1e-3 for row in entry["parity"])
     session = runtime.load(path, "torchscript", dtype="int8", threads=1)
     settings = config.from_text(session.manifest["config"])
-    videos = accuracy.OpenedSet(artifacts.given_set(), settings)
+    videos = given_set.OpenedSet(artifacts.given_set(), settings)
     gate = entry["map_gate"]
     assert gate["average_map"] == videos.average_map(session, settings.post, session.manifest["classes"])
     exact = runtime.load(artifacts.tiny_artifact(), "eager")
@@ -110,7 +110,8 @@ def test_all_actions_are_one_class_to_a_detector_that_knows_none(tmp_path):
     """Which then has the same mAP whatever class the annotations name."""
     made = artifacts.tiny_config()
     dataset = dataclasses.replace(made.dataset, class_agnostic=True)
-    agnostic = SimpleNamespace(dataset=dataset, model=made.model, loader=made.loader)  # of three classes all the same
+    shared = {"model": made.model, "loader": made.loader, "padding_multiple": made.padding_multiple}
+    agnostic = SimpleNamespace(dataset=dataset, **shared)  # of three classes all the same
     session = runtime.load(artifacts.tiny_artifact(), "eager")
     given, path = artifacts.given_set(), tmp_path / "annotations.json"
     content = json.loads(Path(given.annotations).read_text())
@@ -118,12 +119,8 @@ def test_all_actions_are_one_class_to_a_detector_that_knows_none(tmp_path):
         for i, action in enumerate(video["annotations"]):
             action |= {"label": f"other {i}", "label_id": i}
     path.write_text(json.dumps(content))
-    found = [
-        accuracy.OpenedSet(dataclasses.replace(given, annotations=str(path)) if other else given, agnostic).average_map(
-            session, made.post, ["action"] * 3
-        )
-        for other in (False, True)
-    ]
+    sets = (given, dataclasses.replace(given, annotations=str(path)))
+    found = [given_set.OpenedSet(s, agnostic).average_map(session, made.post, ["action"] * 3) for s in sets]
     assert 0 < found[0] == found[1]
 
 
