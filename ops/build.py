@@ -150,7 +150,9 @@ def _up_to_date(target: Path) -> bool:
     listing = target.with_suffix(".d")
     if not (target.exists() and listing.exists()):
         return False
-    read = listing.read_text().partition(":")[2].replace("\\\n", " ").split()
+    # As in a makefile: a line goes on behind a backslash, and a space in a name has one before it.
+    words = listing.read_text().partition(":")[2].replace("\\\n", " ").replace("\\ ", "\0").split()
+    read = [word.replace("\0", " ") for word in words]
     made = target.stat().st_mtime
     return all(os.path.exists(file) and os.stat(file).st_mtime < made for file in read)
 

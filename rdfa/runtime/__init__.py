@@ -137,6 +137,7 @@ def open_file(
     natives = [chosen.library, *chosen.kernels.get(device.partition(":")[0], ())]
     names = [manifests.find(manifest, file_format) for file_format in natives if file_format]
     manifests.verify(artifact_dir, manifest, [file, *filter(None, names)])
+    manifests.check_features(artifact_dir, manifest)
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / file, manifest, device, threads, **options)
     return Session(manifest, backend, device, call, manifest["files"][file].get("dtype", "float32"))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rdfa.data.annotations import LEAST, MOST
 from rdfa.data.dataset import resized_video
 from rdfa.data.transforms import pad_features, padded_length, resize_features
 from rdfa.errors import RunError
@@ -124,8 +125,8 @@ class Detections:
         features_TC, spec, dataset = arrays["features"], self._spec, self._source.config.dataset
         numbers = {name: float(arrays[name][0]) for name in ("fps", "duration") if name in arrays}
         for name, value in numbers.items():
-            if value <= 0:
-                raise BadRequest(f"{name} = {value}: give a positive number")
+            if not LEAST <= value <= MOST:
+                raise BadRequest(f"{name} = {value}: give a positive number ({LEAST:g} to {MOST:g})")
         fps, duration = numbers.get("fps", dataset.default_fps), numbers.get("duration")
         if fps is None and not (dataset.resize and duration is not None):
             raise BadRequest(f"the frame rate of the video is unknown: send fps{' or duration' * dataset.resize}")
@@ -171,6 +172,8 @@ def run(source: Source, jobs: Sequence[Job]) -> list[Arrays | Exception]:
             results.append(job.finish(*(output[rows] for output in outputs)))
         except RunError as error:  # not finite: that is this video's fault alone
             results.append(BadRequest(f"no detections: {error}"))
+        except Exception as error:  # no fault of the other videos
+            results.append(error)
     return results
 
 

@@ -5,6 +5,7 @@ a fresh initialisation would hide most of it behind layer scales of 1e-4.
 """
 
 import functools
+import json
 import os
 import subprocess
 import tempfile
@@ -16,10 +17,11 @@ import torch
 from filelock import FileLock
 
 import export
-from rdfa import cli, deploy, run_dir
+from rdfa import cli, deploy, detect, run_dir
 from rdfa.config import Config
 from rdfa.data.settings import DatasetSettings
 from rdfa.deploy import artifact, verify
+from rdfa.evaluation.given_set import GivenSet
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.modeling.settings import (
     BranchModuleSettings,
@@ -38,6 +40,7 @@ from tests.golden import rebuild
 # Exports of tests do not start each file in a process of its own, which takes seconds; one test of test_export does.
 TIME_STARTS, artifact._time_starts = artifact._time_starts, lambda *arguments: None
 CLASSES = {0: "jump", 2: "throw"}
+GPU_DTYPES = ("float32", "float16", "bfloat16")
 # (batch, time) at which every format is compared with the detector: none is traced, or checked by these exports.
 SIZES = [(1, 2304), (2, 2304), (3, 4608), (1, 32), (5, 2336)]
 RUN_TORCHSCRIPT = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
@@ -124,6 +127,41 @@ def tiny_artifact(output):
 
 
 @shared
+def annotated_videos(output):
+    """Three videos whose ground truth is something that the tiny detector finds, moved a little."""
+    output.mkdir()
+    database, rng = {}, np.random.default_rng(3)
+    for name in ("v1", "v2", "v3"):
+        np.save(output / f"{name}.npy", rng.standard_normal((40, 6)).astype(np.float32))
+        database[name] = {"subset": "Test", "duration": 20.0, "fps": 10.0, "annotations": []}
+    path, found = output / "annotations.json", output / "found.json"
+    path.write_text(json.dumps({"version": "x", "database": database}))
+    flags = ["--artifact", tiny_artifact(), "--backend", "eager", "--features", output, "--annotations", path]
+    detect.main([str(f) for f in [*flags, "--subset", "Test", "--output", found]])
+    for name, entries in json.loads(found.read_text())["results"].items():
+        best = sorted(entries, key=lambda entry: -entry["score"])[:4]
+        database[name]["annotations"] = [
+            {"label": e["label"], "label_id": int(e["label"].rpartition("_")[2]) if "_" in e["label"] else
+             ["jump", "throw"].index(e["label"]), "segment": [e["segment"][0], e["segment"][1] + 0.2]}
+            for e in best
+        ]  # fmt: skip
+    path.write_text(json.dumps({"version": "x", "database": database}))
+
+
+def given_set() -> GivenSet:
+    folder = annotated_videos()
+    return GivenSet(str(folder / "annotations.json"), (str(folder),), "Test")
+
+
+@shared
+def int8_artifact(output):
+    """The TorchScript file of `tiny_run` in int8, with a gate that lets it pass, shared likewise."""
+    gate = deploy.MapGate(given_set(), 0.19)
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["torchscript"], dtypes=["int8"], gate=gate)
+
+
+@shared
 def onnx_artifact(output):
     """The artifact of `tiny_run` with every variant of ONNX in both number formats, shared likewise."""
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
@@ -146,9 +184,9 @@ def narrow_artifact(output):
 
 @shared
 def artifact_for(output, device):
-    """TorchScript and AOTInductor files of `tiny_run` for "cpu" or "cuda" in every number format, as export.py writes
-    them, shared likewise; to compile them takes minutes."""
-    flags = ["--formats", "torchscript,aoti", "--dtype", "float32,float16,bfloat16", "--device", device]
+    """TorchScript and AOTInductor files of `tiny_run` for "cpu" or "cuda" in `GPU_DTYPES`, as export.py writes them,
+    shared likewise; to compile them takes minutes."""
+    flags = ["--formats", "torchscript,aoti", "--dtype", ",".join(GPU_DTYPES), "--device", device]
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
         assert cli.run(export.main, ["--run_dir", str(tiny_run()), "--output", str(output), *flags]) == 0
 

@@ -24,7 +24,7 @@ pytestmark = [
 
 DEVICE = "cuda"
 BACKENDS = ("torchscript", "aoti")
-FILES = list(itertools.product(BACKENDS, runtime.DTYPES))
+FILES = list(itertools.product(BACKENDS, artifacts.GPU_DTYPES))
 # What a machine has that has torch and the artifact: no Triton, no operators but those of the artifact's own library.
 ALONE = """
 import importlib.util, sys

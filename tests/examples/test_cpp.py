@@ -15,7 +15,6 @@ import torch
 from ops import library
 from rdfa import cli, deploy, detect
 from rdfa.deploy import verify
-from rdfa.runtime import DTYPES
 from tests.deploy import artifacts
 
 pytestmark = pytest.mark.slow
@@ -325,7 +324,7 @@ def check_on(device, program, video, kind, dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot")
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", artifacts.GPU_DTYPES)
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_same_detections_on_a_gpu(program, features, kind, dtype):
     """With the kernels compiled ahead of time: there is no Python in this process, so no Triton."""

@@ -1,5 +1,6 @@
 """The model `detections` is `rdfa.detect`: the same video, whatever the grid, gives the same file to the last bit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -130,6 +131,15 @@ def test_video_that_overflows_harms_no_other(served):
     assert len(found["scores"])
 
 
+def test_a_failure_over_one_video_harms_no_other(served):
+    """A fault of ours, which nobody foresaw."""
+    _, source, _, model = served
+    jobs = [model.prepare({"features": random_features(9), "fps": one(FPS)}) for _ in range(2)]
+    jobs[0] = dataclasses.replace(jobs[0], finish=lambda *outputs: 1 / 0)
+    failed, found = models.run(source, jobs)
+    assert isinstance(failed, ZeroDivisionError) and len(found["scores"])
+
+
 def test_read_only_and_unaligned_arrays_are_taken(served, recwarn):
     model = served[-1]
     features = random_features(9)
@@ -146,6 +156,8 @@ def test_read_only_and_unaligned_arrays_are_taken(served, recwarn):
         ({"fps": None}, "send fps"),
         ({"fps": one(0.0)}, "fps = 0.0"),
         ({"duration": one(-1.0)}, "duration = -1.0"),
+        ({"fps": one(1e-300)}, "fps = 1e-300"),
+        ({"duration": one(1e300)}, "duration = 1e+300"),
         ({"duration": one(np.inf)}, "infinity"),
         ({"fps": np.array([30.0, 30.0])}, "[2]"),
         ({"features": np.zeros((0, CHANNELS), np.float32)}, "at least one"),
