@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.dist import Distribution
 
@@ -27,10 +28,17 @@ class BuildWithLibrary(build_py):
 
 
 class BinaryDistribution(Distribution):
-    """The wheel holds a shared library, so it is tied to a platform (but to no Python version)."""
+    """The wheel holds a shared library, so it is tied to a platform."""
 
     def has_ext_modules(self):
         return True
 
 
-setup(cmdclass={"build_py": BuildWithLibrary}, distclass=BinaryDistribution)
+class WheelForEveryPython(bdist_wheel):
+    """The library has no Python in it."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(cmdclass={"build_py": BuildWithLibrary, "bdist_wheel": WheelForEveryPython}, distclass=BinaryDistribution)

@@ -30,6 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 GPU_SWITCH = "RDFA_GPU_KERNELS"
 HAS_TRITON = importlib.util.find_spec("triton") is not None and os.environ.get(GPU_SWITCH) != "aot"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DIFFERENTIATING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 # Plain globals, so that torch.compile can trace through the functions below.
 recording_onnx = False  # within `ops.onnx_export`: operators record what ONNX has in their place
@@ -63,14 +64,25 @@ def loaded() -> bool:
 
 
 def available() -> bool:
-    """Like `loaded`, for code about to use a reference instead: the first time, a warning names the remedy."""
+    """Like `loaded`, for code about to use a reference instead: the first time, a warning names the remedy. False as
+    well where only a reference's gradients are right."""
     global _warned
     if loaded():
-        return True
+        return not _differentiates_otherwise()
     if not _warned and not torch.compiler.is_compiling():
         _warned = True
         warnings.warn(f"{_problem}; the slower plain PyTorch operators are used: {REMEDY}", stacklevel=3)
     return False
+
+
+def _differentiates_otherwise() -> bool:
+    """Whether `torch.func` or forward mode differentiates, where the gradients of the operators are not known:
+    the one would stop with an error about something else, the other take the operators for constants."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling():
+        return torch._C._are_functorch_transforms_active()
+    return any(level.key() in _DIFFERENTIATING for level in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def require() -> None:

@@ -1,8 +1,10 @@
-"""What importing the package does to its process."""
+"""What importing the package does to its process, and what it is as a wheel."""
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,31 @@ def test_help_answers_without_torch(script):
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert answer.stdout.splitlines()[-1] == "0 False", answer.stderr
+
+
+def test_a_wheel_is_for_one_platform_and_every_python(tmp_path):
+    """Built where there is no compiler: it still comes to be, with sources to build from later."""
+    pytest.importorskip("setuptools")
+    source, output = tmp_path / "a folder", tmp_path / "wheel"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("ops", "rdfa"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("objects", "*.so", "*.cubins"))
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        str(output),
+        str(source),
+    ]
+    environment = os.environ | {"CXX": "/no/such/compiler"}
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    (wheel,) = output.iterdir()
+    assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
+    files = zipfile.ZipFile(wheel).namelist()
+    assert "ops/csrc/linear/kernel.inl" in files and "rdfa/bench/results.schema.json" in files

@@ -34,7 +34,8 @@ def causal_conv1d(
 
     float32 and bfloat16 on the CPU run the C++ kernel, float16 too, converted to float32 and back; float32, float16 and
     bfloat16 on a GPU run the Triton kernel where Triton is installed, else, without gradients, the one that ``python -m
-    ops.aot`` compiled; everything else, and a machine without the library, runs `causal_conv1d_reference`.
+    ops.aot`` compiled; everything else, derivatives by `torch.func` or in forward mode, and a machine without the
+    library run `causal_conv1d_reference`.
     Differentiable once in x, weight and bias; gradients do not depend on the thread count, and repeat to the last bit.
 
     Raises:

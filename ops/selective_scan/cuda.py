@@ -7,7 +7,7 @@ import torch
 
 from ops import library
 from ops.selective_scan import launch
-from ops.selective_scan.layout import count_groups, empty_gradients
+from ops.selective_scan.layout import count_groups, empty_gradients, grouped
 
 
 def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse):
@@ -25,7 +25,7 @@ def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, state
     y = library.empty_bdl(u)
     if u.numel() == 0:
         return y, torch.zeros(*u.shape[:2], A.shape[1], dtype=torch.float32, device=u.device)
-    B, C = (_grouped(m, count_groups(B, C, u.shape[1]), u) for m in (B, C))
+    B, C = (grouped(m, count_groups(B, C, u.shape[1]), u) for m in (B, C))
     last_state = launch.forward(
         u[None], delta[None], A, B[None], C[None], D, None if z is None else z[None], delta_bias, y[None],
         softplus=delta_softplus, reverse=reverse, states=states, last=True,
@@ -39,7 +39,7 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, state
     if u.numel() == 0:
         return tuple(result.zero_() for result in results)
     du, ddelta, _, dB, dC, dD, dz, dbias = results
-    projections = [_grouped(m, count_groups(B, C, u.shape[1]), u) for m in (B, C)]
+    projections = [grouped(m, count_groups(B, C, u.shape[1]), u) for m in (B, C)]
     dA, dB_grouped, dC_grouped, dD_all, dbias_all = launch.backward(
         grad_y[None], grad_last_state, u[None], delta[None], A, *(m[None] for m in projections), D,
         None if z is None else z[None], delta_bias, states,
@@ -50,16 +50,8 @@ def backward(grad_y, grad_last_state, u, delta, A, B, C, D, z, delta_bias, state
     return du, ddelta, dA, dB, dC, dD if D is None else dD_all, dz, dbias if delta_bias is None else dbias_all
 
 
-def _grouped(m, groups, u):
-    """B or C as [batch, groups, N, L]; copied only where its channels have to be repeated in between."""
-    if m.dim() == 2:
-        return m[None, :, :, None].expand(u.shape[0], groups, -1, u.shape[2])
-    m = m[:, None] if m.dim() == 3 else m
-    return m.expand(-1, groups, -1, -1) if m.shape[1] in (1, groups) else m.repeat_interleave(groups // m.shape[1], 1)
-
-
 def _ungrouped(gradient, m):
-    """The gradient of B or C from that of what `_grouped` made of it."""
+    """The gradient of B or C from that of what `grouped` made of it."""
     if m.dim() == 2:
         return gradient.sum((0, 3))
     given = m.shape[1] if m.dim() == 4 else 1

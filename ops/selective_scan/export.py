@@ -42,16 +42,12 @@ def node(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=Fals
     """
     import torch
 
-    inputs = (u, delta, A, _grouped(B, u), _grouped(C, u), D, z, delta_bias)
+    from ops.selective_scan.layout import count_groups, grouped
+
+    groups = count_groups(B, C, u.shape[1])
+    inputs = (u, delta, A, grouped(B, groups, u), grouped(C, groups, u), D, z, delta_bias)
     attributes = {"delta_softplus": int(delta_softplus), "reverse": int(reverse)}
     return torch.onnx.ops.symbolic(f"{DOMAIN}::{NAME}", inputs, attributes, dtype=u.dtype, shape=u.shape, version=1)
-
-
-def _grouped(B, u):
-    """B or C in its general form [B,G,N,L]."""
-    if B.dim() == 2:
-        return B[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
-    return B.unsqueeze(1) if B.dim() == 3 else B
 
 
 def add_functions(model: "onnx.ModelProto", body: str = "cpu", max_length: int = MAX_LENGTH) -> int:

@@ -11,6 +11,14 @@ def count_groups(B: Tensor, C: Tensor, channels: int) -> int:
     return max(channels if m.dim() == 2 else 1 if m.dim() == 3 else m.shape[1] for m in (B, C))
 
 
+def grouped(m: Tensor, groups: int, u: Tensor) -> Tensor:
+    """B or C as [batch, groups, N, L]; copied only where its channels have to be repeated in between."""
+    if m.dim() == 2:
+        return m[None, :, :, None].expand(u.shape[0], groups, -1, u.shape[2])
+    m = m[:, None] if m.dim() == 3 else m
+    return m.expand(-1, groups, -1, -1) if m.shape[1] in (1, groups) else m.repeat_interleave(groups // m.shape[1], 1)
+
+
 def empty_projection(m: Tensor) -> Tensor:
     """Memory for the gradient of B or C: its N states adjacent."""
     if m.dim() == 2:

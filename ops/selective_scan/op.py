@@ -53,8 +53,8 @@ def selective_scan(
 
     float32 and bfloat16 on the CPU run the C++ kernels, float16 too, converted to float32 and back; float32, float16
     and bfloat16 on a GPU run the Triton kernels where Triton is installed, else, without gradients, those that
-    ``python -m ops.aot`` compiled; everything else, and a machine without the library, runs
-    `selective_scan_reference`. `ops.onnx_export` writes it as one node.
+    ``python -m ops.aot`` compiled; everything else, derivatives by `torch.func` or in forward mode, and a machine
+    without the library run `selective_scan_reference`. `ops.onnx_export` writes it as one node.
     Differentiable once in every tensor argument, the last state included; results and gradients do not depend on the
     thread count, and repeat to the last bit.
 

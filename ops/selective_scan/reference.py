@@ -63,4 +63,4 @@ def _per_channel(matrix: Tensor, batch: int, channels: int, length: int) -> list
         return matrix[:, None].unbind(3)
     groups = matrix.shape[1]
     steps = matrix[:, :, None].expand(-1, -1, channels // groups, -1, -1).unbind(4)
-    return [step.reshape(batch, channels, -1) for step in steps]
+    return [step.reshape(batch, channels, matrix.shape[2]) for step in steps]

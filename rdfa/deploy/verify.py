@@ -16,6 +16,7 @@ import torch
 from rdfa.config import Config
 from rdfa.inference.decode import Detections, VideoTiming, detect
 from rdfa.modeling.detector import Detector, build_generator
+from rdfa.modeling.folded import fold
 from rdfa.runtime.parity import Parity, compare
 from rdfa.runtime.session import Outputs, Session
 
@@ -25,9 +26,9 @@ SIZES = ((2, 4608), (1, 2336), (3, 1184))
 FPS = 25.0
 # Two detections are the same within this many seconds, and this score.
 SECONDS, SCORE = 1e-2, 1e-3
-# Of a file in float16 or bfloat16, the error may be so many times that of PyTorch in it. How many detections are equal
-# is not asked of it: rounding moves candidates past each other, in PyTorch as in the file.
-HALF_MARGIN = 2.0
+# Of a file in less than float32, the error may be so many times that of PyTorch in it. How many detections are equal is
+# not asked of it: rounding moves candidates past each other, in PyTorch as in the file.
+MARGIN = 2.0
 # Candidates whose scores agree to the last digit may change places in suppression, and change their neighbours' scores.
 AGREEMENT = 0.99
 
@@ -102,11 +103,15 @@ def own_error(detector: Detector, cases: Iterable[Case], dtype: str) -> Parity:
 
     Of several, because at one small size the figures are a matter of luck.
     """
-    lower = copy.deepcopy(detector).eval().to(getattr(torch, dtype))
+    if dtype == "int8":
+        inner, lower = torch.float32, fold(detector, torch.int8, packed=False)
+    else:
+        inner = getattr(torch, dtype)
+        lower = copy.deepcopy(detector).eval().to(inner)
     errors = []
     for case in cases:
         with torch.inference_mode():
-            features = torch.from_numpy(case.features_BCT).to(getattr(torch, dtype))
+            features = torch.from_numpy(case.features_BCT).to(inner)
             cls_logits, offsets, point_mask = lower(features, torch.from_numpy(case.mask_BT))
         outputs = Outputs(cls_logits.float().numpy(), offsets.float().numpy(), point_mask.numpy())
         errors.append(compare(outputs, case.outputs, case.level_lengths))
@@ -117,8 +122,7 @@ def check(session: Session, case: Case, config: Config, own: Parity | None = Non
     """Run one file on one case.
 
     Args:
-        own: of a file in float16 or bfloat16, the error of PyTorch (`own_error`), which may be exceeded `HALF_MARGIN`
-            times.
+        own: of a file in less than float32, the error of PyTorch (`own_error`), which may be exceeded `MARGIN` times.
     """
     outputs = session.run(case.features_BCT, case.mask_BT)
     parity = compare(outputs, case.outputs, case.level_lengths)
@@ -130,7 +134,7 @@ def check(session: Session, case: Case, config: Config, own: Parity | None = Non
         ok = parity.ok and agreement >= AGREEMENT
     else:
         # Not of the largest difference, which is one draw of the rounding's tail.
-        ok = np.isfinite(parity.max_abs) and parity.relative_l2 <= HALF_MARGIN * own.relative_l2
+        ok = np.isfinite(parity.max_abs) and parity.relative_l2 <= MARGIN * own.relative_l2
     return Row(*case.mask_BT.shape, parity, agreement, bool(ok))
 
 

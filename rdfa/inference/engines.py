@@ -1,5 +1,6 @@
 """Detection in many videos: batch after batch in this process, or spread over the processes of a Ray cluster."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -38,9 +39,10 @@ class Task:
         """
         padding = source.config.loader.padding_value
         batches = load_batches(self.dataset, plan, padding, source.config.padding_multiple)
-        for planned, batch in zip(plan, batches):
-            found = detect_videos(source.runner, [batch], self.dataset.settings, source.config.post, self.class_scores)
-            yield planned, [Row(i, len(d), entries_text(i, d, self.class_names)) for i, d in found]
+        found = detect_videos(source.runner, batches, self.dataset.settings, source.config.post, self.class_scores)
+        for planned in plan:
+            videos = itertools.islice(found, len(planned.indices))
+            yield planned, [Row(i, len(d), entries_text(i, d, self.class_names)) for i, d in videos]
 
 
 def run_on_ray(

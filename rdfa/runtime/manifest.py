@@ -4,6 +4,7 @@
     OUT/detector.ts.pt       TorchScript        OUT/detector.onnx     ONNX (.gpu, .inlined, .float16: its variants)
     OUT/detector.pt2         AOTInductor        OUT/model.safetensors weights
     OUT/librdfa_ops.so       operators for TorchScript and AOTInductor, librdfa_ort.so for ONNX Runtime
+    OUT/librdfa_ops.cubins   their kernels for GPUs
 
 Standard library only: an artifact is read on machines that have nothing else.
 """

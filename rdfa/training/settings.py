@@ -22,14 +22,18 @@ class TrainingSettings(Settings):
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))
     precision: str = setting(
         "float32",
-        choices=("float32", "float16", "bfloat16"),
-        doc="of activations in training; weights, losses and evaluation stay float32",
+        choices=("float32", "tf32", "float16", "bfloat16"),
+        doc="of activations in training; weights, losses and evaluation stay float32. On a GPU torch rounds the inputs "
+        "of float32 convolutions to TF32; with tf32 those of all products",
     )
     accumulate: int = setting(
         1, ge=1, doc="parts in which a process computes its share of a batch: less memory, the same gradient"
     )
     recompute_stem: bool = setting(
         False, doc="gradient checkpointing: the backward computes the stem again instead of keeping its activations"
+    )
+    cuda_graph: bool = setting(
+        False, doc="record a GPU's forward and backward once and replay it: one process, without recompute_stem"
     )
 
     def __post_init__(self):

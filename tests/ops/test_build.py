@@ -15,7 +15,8 @@ SOURCE = '#include "value.h"\nextern "C" __attribute__((visibility("default"))) 
 
 @pytest.fixture
 def project(monkeypatch, tmp_path):
-    """A tiny library in a folder of its own."""
+    """A tiny library in a folder of its own, with a space in its name."""
+    tmp_path = tmp_path / "a folder"
     (tmp_path / "csrc" / "part").mkdir(parents=True)
     (tmp_path / "csrc" / "value.h").write_text("#define VALUE 1\n")
     (tmp_path / "csrc" / "part" / "one.cpp").write_text(SOURCE)

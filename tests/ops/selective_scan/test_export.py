@@ -186,6 +186,13 @@ def test_loop_body_captures_nothing():
     assert not any(v.type.tensor_type.HasField("shape") for v in (*body.input, *body.output))
 
 
+@pytest.mark.parametrize("body", export.BODIES)
+def test_constants_have_axes(body):
+    """ONNX Runtime 1.21 takes ``value_ints`` for a tensor without axes, and refuses the paddings that it is for."""
+    constants = [node for node in make_model(body=body).functions[0].node if node.op_type == "Constant"]
+    assert {attribute.name for node in constants for attribute in node.attribute} == {"value", "value_float"}
+
+
 def test_body_for_gpus_has_no_control_flow_and_few_nodes():
     """Loops are round trips to the host; and a graph of thousands of nodes takes its time to launch."""
     nodes = make_model(body="gpu").functions[0].node
@@ -256,3 +263,20 @@ def test_node_from_torch_with_dynamic_axes(rank):
     u, delta, A, B, C, z = (tensor.double() for tensor in inputs)
     want = reference(u, delta, A, B, C, z=z, delta_softplus=True, reverse=True)
     assert_close(y, 2 * want.numpy())
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+@pytest.mark.parametrize("body", export.BODIES)
+@pytest.mark.parametrize("kinds", [("BNL", "BGNL"), ("BGNL", "DN")])
+def test_node_whose_B_and_C_have_different_groups(kinds, body):
+    tensors = {name: torch.from_numpy(value) for name, value in make_inputs((2, 4, 3, 8, 2)).items()}
+    forms = {"BNL": lambda m: m[:, 0], "BGNL": lambda m: m, "DN": lambda m: m[0, 0, :, :4].T.contiguous()}
+    B, C = (forms[kind](tensors[name]) for kind, name in zip(kinds, "BC"))
+    inputs = *(tensors[name] for name in ("u", "delta", "A")), B, C, tensors["z"]
+    model = torch.onnx.export(
+        PlainScan().eval(), inputs, dynamo=True, opset_version=export.OPSET, verbose=False
+    ).model_proto
+    export.add_functions(model, body)
+    y = run_ort(model, {value.name: tensor.numpy() for value, tensor in zip(model.graph.input, inputs)})
+    u, delta, A, B, C, z = (tensor.double() for tensor in inputs)
+    assert_close(y, 2 * reference(u, delta, A, B, C, z=z).numpy())

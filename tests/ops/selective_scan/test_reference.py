@@ -71,3 +71,10 @@ def test_dtypes(dtype):
     y, last_state = selective_scan_reference(*make((1, 3, 2, 4), dtype=dtype).values(), return_last_state=True)
     assert y.dtype == dtype
     assert last_state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 0, 3, 5), (2, 4, 3, 0)])
+@pytest.mark.parametrize("kind", ["BNL", "BGNL", "DN"])
+def test_nothing_in_it(shape, kind):
+    y, last_state = selective_scan_reference(*make(shape, kind, groups=2).values(), return_last_state=True)
+    assert y.shape == (*shape[:2], shape[3]) and last_state.shape == shape[:3]
