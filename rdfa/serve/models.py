@@ -30,6 +30,8 @@ from rdfa.serve.refusals import BadRequest
 from rdfa.settings import nearest
 
 Arrays = dict[str, np.ndarray]
+# What the frame rate and the duration of a video may be: times in seconds stay numbers, also in float32.
+LEAST, MOST = 1e-6, 1e9
 DTYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "BOOL": np.bool_, "BYTES": np.object_}
 
 
@@ -124,8 +126,8 @@ class Detections:
         features_TC, spec, dataset = arrays["features"], self._spec, self._source.config.dataset
         numbers = {name: float(arrays[name][0]) for name in ("fps", "duration") if name in arrays}
         for name, value in numbers.items():
-            if value <= 0:
-                raise BadRequest(f"{name} = {value}: give a positive number")
+            if not LEAST <= value <= MOST:
+                raise BadRequest(f"{name} = {value}: give a number from {LEAST:g} to {MOST:g}")
         fps, duration = numbers.get("fps", dataset.default_fps), numbers.get("duration")
         if fps is None and not (dataset.resize and duration is not None):
             raise BadRequest(f"the frame rate of the video is unknown: send fps{' or duration' * dataset.resize}")
@@ -171,6 +173,8 @@ def run(source: Source, jobs: Sequence[Job]) -> list[Arrays | Exception]:
             results.append(job.finish(*(output[rows] for output in outputs)))
         except RunError as error:  # not finite: that is this video's fault alone
             results.append(BadRequest(f"no detections: {error}"))
+        except Exception as error:  # the server's fault, but none of the other requests'
+            results.append(error)
     return results
 
 
