@@ -2,6 +2,7 @@
 #
 # PYTHON=python3.12      another interpreter
 # PIP_FLAGS=...          flags for pip, for example: --index-url https://download.pytorch.org/whl/cpu
+# GPU_PROCESSES=8        processes of test-gpu, each with half a gigabyte of the GPU's memory
 # ORT_HEADERS=DIR        ONNX Runtime's headers, to build its operator library too (default: Debian's, where installed)
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 DEMO ?= demo
+GPU_PROCESSES ?= 4
 
 .PHONY: setup demo test lint bench aot test-gpu bench-gpu clean
 
@@ -50,10 +52,10 @@ bench: setup
 aot: setup
 	$(RUN) -m ops.aot
 
-# With Triton's kernels, then with those of `make aot`, where it was run.
+# With Triton's kernels, then with those of `make aot`, where it was run; exported files with both in the first run.
 test-gpu: setup
-	$(RUN) -m pytest -q -m gpu tests
-	RDFA_GPU_KERNELS=aot $(RUN) -m pytest -q -m gpu tests/ops
+	$(RUN) -m pytest -q -n $(GPU_PROCESSES) --dist worksteal -m gpu tests
+	RDFA_GPU_KERNELS=aot $(RUN) -m pytest -q -n $(GPU_PROCESSES) --dist worksteal -m gpu tests/ops
 
 bench-gpu: setup
 	$(RUN) serve_bench.py --kernels --device cuda --output benchmarks/results/gpu

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from benchmarks.published_order import PublishedOrder
 from ops import library
 from ops.rows import block as rows
-from ops.rows.linear import linear, pack
+from ops.rows.linear import linear, pack, pack_int8
 from rdfa import cli
 from rdfa.bench import environment
 from rdfa.config import load
@@ -109,6 +109,8 @@ class Rates:
         packed = pack(weight[:, None])
         self.packed = work / clock.least(lambda: linear(x[None], packed, LARGEST[2]))
         self.bfloat16 = work / clock.least(lambda: linear(half[None], half_weight, LARGEST[2]))
+        integers = pack_int8(weight[:, None])
+        self.int8 = work / clock.least(lambda: linear(x[None], integers, LARGEST[2]))
         large = torch.randn(8_000_000)
         to = torch.empty_like(large)
         self.copy = 2e-9 * 4 * large.numel() / clock.least(lambda: to.copy_(large))
@@ -133,6 +135,7 @@ def predictions(rates: Rates, products: list[Product]) -> dict[str, tuple[float,
     # Join of the outputs; norm, mask, gate, scale, residual; norms, masks and ReLU of embedding and heads.
     passes = 6 * (stem + gate) + 5 * stem + (2 + 4) * branch + 6 * TIME * WIDTH + 4 * 3 * sum(LEVELS) * WIDTH
     work = gflop(products)
+    large = gflop([(m, k, n) for m, k, n in products if min(k, n) >= WIDTH])  # those that int8 is for
     return {
         "detector": (
             gflop(dead) / rates.plain + 8e-9 * flips / rates.copy,
@@ -146,6 +149,10 @@ def predictions(rates: Rates, products: list[Product]) -> dict[str, tuple[float,
         "bfloat16": (
             work / rates.packed - work / rates.bfloat16,
             f"{work:.1f} GFLOP at {rates.bfloat16:.0f} instead of {rates.packed:.0f} GFLOP/s",
+        ),
+        "int8": (
+            large / rates.packed - large / rates.int8,
+            f"{large:.1f} GFLOP at {rates.int8:.0f} instead of {rates.packed:.0f} GFLOP/s",
         ),
         "half the frames": (0.0, "the time of the valid frames and of the channel gate"),
     }
@@ -165,6 +172,7 @@ def variants(folder: Path, with_aoti: bool) -> tuple[dict[str, Callable], torch.
         "packed": folded,
         "torchscript": torch.jit.load(script),
         "bfloat16": fold(detector, torch.bfloat16),
+        "int8": fold(detector, torch.int8),
     }
     if with_aoti:
         package = folder / "detector.pt2"
@@ -182,11 +190,12 @@ WHAT = {
     "torchscript": "the same as TorchScript",
     "aoti": "the same as AOTInductor",
     "bfloat16": "bfloat16",
+    "int8": "large products in int8",
     "half the frames": "float32, 1152 of 2304 frames",
     "an eighth": "float32, 288 of 2304 frames",
 }
 BEFORE = {"detector": "published", "folded": "detector", "packed": "folded", "torchscript": "packed", "aoti": "packed",
-          "bfloat16": "packed", "half the frames": "packed", "an eighth": "packed"}  # fmt: skip
+          "bfloat16": "packed", "int8": "packed", "half the frames": "packed", "an eighth": "packed"}  # fmt: skip
 
 
 def measure(threads: int, rounds: int, with_aoti: bool) -> dict:
@@ -225,10 +234,10 @@ def measure(threads: int, rounds: int, with_aoti: bool) -> dict:
                 "predicted_ms": seconds * 1e3 if why and name != "half the frames" else None,
                 "because": why,
                 "relative_l2": parity.relative_l2,
-                "ok": parity.ok or name == "bfloat16",
+                "ok": parity.ok or name in ("bfloat16", "int8"),
             }
         )
-    machine = {name: getattr(rates, name) for name in ("plain", "onednn", "packed", "bfloat16", "copy")}
+    machine = {name: getattr(rates, name) for name in ("plain", "onednn", "packed", "bfloat16", "int8", "copy")}
     return {
         "environment": environment.describe(threads=threads),
         "clock": "CPU time" if threads == 1 else "wall time",
@@ -247,7 +256,8 @@ def print_table(result: dict) -> None:
     print(
         f"floor {result['floor_ms']:.0f} ms: {result['gflop']:.1f} GFLOP at {rates['onednn']:.0f} GFLOP/s (oneDNN, "
         f"packed), scans {result['scans_ms']:.0f} ms; F.linear {rates['plain']:.0f}, ours {rates['packed']:.0f}, in "
-        f"bfloat16 {rates['bfloat16']:.0f} GFLOP/s; copies {rates['copy']:.1f} GB/s; {result['clock']}"
+        f"bfloat16 {rates['bfloat16']:.0f}, in int8 {rates['int8']:.0f} GFLOP/s; copies {rates['copy']:.1f} GB/s; "
+        f"{result['clock']}"
     )
     print(f"{'step':45}{'ms':>8}{'of floor':>10}{'saved':>8}{'predicted':>11}  because")
     for row in result["rows"]:

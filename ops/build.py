@@ -9,9 +9,9 @@ The library is written against torch's stable ABI (no Python headers, linked wit
 serves every Python and every torch from 2.11 on. Needs GCC 11 or newer and the headers of the installed torch. This
 file imports neither torch nor the rest of the package: the build hook of ``setup.py`` runs it by its path.
 
-With the folder of ONNX Runtime's header it also makes ``ops/librdfa_ort.so``, the same kernels as an operator library
-for ONNX Runtime. No Python package brings that header; Debian's ``libonnxruntime-dev`` and the archives of ONNX
-Runtime's releases do. Whatever its version, from 1.21 on, the library serves ONNX Runtime 1.21 and newer.
+With the folder of ONNX Runtime's header it also makes ``ops/librdfa_ort.so``, the same scan as an operator library for
+ONNX Runtime, for GPUs too. No Python package brings that header; Debian's ``libonnxruntime-dev`` and the archives of
+ONNX Runtime's releases do. Whatever its version, from 1.21 on, the library serves ONNX Runtime 1.21 and newer.
 """
 
 import argparse
@@ -33,8 +33,8 @@ LIBRARY = HERE / "librdfa_ops.so"
 ORT_LIBRARY = HERE / "librdfa_ort.so"
 SOURCES = HERE / "csrc"
 OBJECTS = HERE / "objects"
-# Folders of SOURCES: what is compiled for ONNX Runtime alone, and the kernels that it shares.
-ORT_BINDING, ORT_KERNELS = "onnxruntime", "selective_scan"
+# Folders of SOURCES: what is compiled for ONNX Runtime alone, and what it shares.
+ORT_BINDING, ORT_SHARED = "onnxruntime", ("gpu", "selective_scan")
 ORT_HEADER = "onnxruntime_c_api.h"
 
 MINIMUM_TORCH = (2, 11)
@@ -91,12 +91,13 @@ def build_for_onnxruntime(headers: Path) -> Path:
     compiler, _, command = _toolchain()
     with _lock():
         folder = OBJECTS / _fingerprint(command)
-        objects = [_object(folder, source) for source in sorted((SOURCES / ORT_KERNELS).glob("*.cpp"))]
+        shared = (source for name in ORT_SHARED for source in sorted((SOURCES / name).glob("*.cpp")))
+        objects = [_object(folder, source) for source in shared]
         # The binding is compiled every time: nothing says whether the last one saw the same headers.
         for source in sorted((SOURCES / ORT_BINDING).glob("*.cpp")):
             objects.append(_object(folder, source))
-            _compile([*command, f"-isystem{headers}"], source, objects[-1])
-        _link(compiler, objects, ORT_LIBRARY)
+            _compile([*command, f"-I{headers}"], source, objects[-1])
+        _link(compiler, objects, ORT_LIBRARY, "-ldl")
     return ORT_LIBRARY
 
 

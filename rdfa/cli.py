@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -29,6 +30,10 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     """
     try:
         main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output is gone, as head is after its lines
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is left at exit
+        return 1
     except (UsageError, RunError) as error:
         _complain(str(error))
         return 2 if isinstance(error, UsageError) else 1

@@ -62,12 +62,17 @@ class Config:
         for (name, value), (other, wanted) in alike:
             if value != wanted:
                 raise UsageError(f"{name} = {value} and {other} = {wanted} must be the same: set both")
-        stride = self.model.coarsest_stride
-        if self.dataset.max_seq_len % stride:
+        if self.dataset.max_seq_len % self.padding_multiple:
             raise UsageError(
-                f"Dataset.max_seq_len = {self.dataset.max_seq_len} is not a multiple of {stride}, "
-                f"the stride of the coarsest of {self.model.fpn_levels} pyramid levels"
+                f"Dataset.max_seq_len = {self.dataset.max_seq_len} is not a multiple of {self.padding_multiple}: of "
+                f"{self.model.coarsest_stride}, the stride of the coarsest of {self.model.fpn_levels} pyramid levels, "
+                f"and of Loader.max_div_factor = {self.loader.max_div_factor}"
             )
+
+    @property
+    def padding_multiple(self) -> int:
+        """What every padded length is a multiple of."""
+        return self.loader.padding_multiple(self.model.coarsest_stride)
 
 
 class _Slot(NamedTuple):
@@ -282,22 +287,29 @@ def _find_include(name: str, folder: Path, where: str) -> Path:
     raise UsageError(f"{where}: included file {name!r} is not in {' or '.join(map(str, places))}")
 
 
-def _build(bindings: dict[str, dict[str, _Binding]], macros: dict[str, _Binding]) -> Config:
+def assemble(groups: dict[str, Settings]) -> Config:
+    """The configuration whose groups, by their names in `GROUPS`, are these."""
     parts: dict[str, Any] = {}
+    for name, slot in GROUPS.items():
+        if len(slot.path) == 1:
+            parts[slot.path[0]] = groups[name]
+        else:
+            parts.setdefault(slot.path[0], {})[slot.path[1]] = groups[name]
+    types = {field.name: field.type for field in dataclasses.fields(Config)}
+    return Config(**{k: types[k](**v) if isinstance(v, dict) else v for k, v in parts.items()})
+
+
+def _build(bindings: dict[str, dict[str, _Binding]], macros: dict[str, _Binding]) -> Config:
+    groups = {}
     for name, slot in GROUPS.items():
         fields = bindings.get(name, {})
         values = {f: _resolve(f"{name}.{f}", b.value, macros, b.where, ()) for f, b in fields.items()}
         try:
-            group = slot.cls(**values)
+            groups[name] = slot.cls(**values)
         except UsageError as error:
             named = {b.where for f, b in fields.items() if re.search(rf"\b{name}\.{f}\b", str(error))}
             raise UsageError(f"{error} [{', '.join(sorted(named)) or 'default'}]") from error
-        if len(slot.path) == 1:
-            parts[slot.path[0]] = group
-        else:
-            parts.setdefault(slot.path[0], {})[slot.path[1]] = group
-    types = {field.name: field.type for field in dataclasses.fields(Config)}
-    return Config(**{k: types[k](**v) if isinstance(v, dict) else v for k, v in parts.items()})
+    return assemble(groups)
 
 
 def _resolve(name: str, value: Any, macros: dict[str, _Binding], where: str, chain: tuple[str, ...]) -> Any:

@@ -211,12 +211,7 @@ def _class_names(config: Config) -> dict[int, str] | None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(
-        prog="python -m rdfa.convert",
-        description="Turn a run of the published repository into a run directory, or a run directory into a folder to "
-        "publish.",
-        epilog="example: python -m rdfa.convert --model_yaml model.yaml --dataset_yaml dataset.yaml "
-        "--checkpoint thumos_best.pt --output runs/thumos14, then "
-        "python -m rdfa.convert --to safetensors --run_dir runs/thumos14 --output rdfa-s6-thumos14",
+        prog="python -m rdfa.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--to", choices=("run", "safetensors"), default="run", help="what to write (default: a run)")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="folder to write")

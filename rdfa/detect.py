@@ -16,7 +16,6 @@ else this machine alone); detector and features must lie under the same paths ev
 import argparse
 import hashlib
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,13 +26,14 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from rdfa import __version__, cli
 from rdfa.config import to_gin
+from rdfa.data.annotations import LEAST, MOST
 from rdfa.data.dataset import FeatureDataset
 from rdfa.data.features import ANY_EXTENSION
 from rdfa.errors import UsageError
 from rdfa.files import check_place
 from rdfa.inference.batches import PlannedBatch, plan_batches
 from rdfa.inference.detectors import BACKENDS, Source, open_artifact, open_run
-from rdfa.inference.engines import Found, Task, padding_multiple, run_on_ray
+from rdfa.inference.engines import Found, Task, run_on_ray
 from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
 from rdfa.inference.inputs import open_features
 from rdfa.inference.journal import Journal
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         scores.require(video.id for video in dataset.videos)
         names = scores.class_names
     task = Task(dataset, names, scores)
-    plan = plan_batches(dataset, args.batch_size, padding_multiple(source))
+    plan = plan_batches(dataset, args.batch_size, source.config.padding_multiple)
     with Journal(f"{args.output}.partial", _made_with(source, names, score_file)) as journal:
         remaining = [batch for batch in plan if not journal.has(batch.key, _ids(dataset, batch))]
         done = len(dataset) - sum(len(batch.indices) for batch in remaining)
@@ -138,8 +138,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UsageError(f"--batch_size {args.batch_size}: give at least 1")
-    if args.fps is not None and not 0 < args.fps < math.inf:
-        raise UsageError(f"--fps {args.fps}: give a positive number")
+    if args.fps is not None and not LEAST <= args.fps <= MOST:
+        raise UsageError(f"--fps {args.fps}: give a positive number ({LEAST:g} to {MOST:g})")
     if (args.backend or args.dtype != "float32") and not args.artifact:
         raise UsageError(
             "--backend chooses what runs an --artifact, and --dtype how: a --run_dir is run by PyTorch in float32"

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     _warn(result, class_names)
     _print_table(result, len(videos))
     if args.output:
-        write_json(args.output, summary(result), indent=1)
+        write_json(args.output, result.summary(), indent=1)
     if args.timeline:
         # Matplotlib is slow to import; only a picture needs it.
         from rdfa.evaluation.plots import draw_timeline
@@ -72,19 +72,6 @@ def parse_tiou(text: str) -> np.ndarray:
         return np.array([float(part) for part in text.split(",")])
     except ValueError as error:
         raise UsageError(f"--tiou {text!r}: give first:last:number, such as 0.3:0.7:5, or a list, 0.5,0.75") from error
-
-
-def summary(result: MeanAP) -> dict:
-    """The figures of an evaluation as JSON values."""
-    return {
-        "tiou": [round(float(t), 6) for t in result.tiou_K],
-        "mAP": result.mAP.tolist(),
-        "average_mAP": result.average,
-        "per_class": dict(zip(result.class_names, result.ap_KC.T.tolist())),
-        "recall": {f"{k}x": values.tolist() for k, values in result.recall.items()},
-        "num_ground_truth": result.num_ground_truth,
-        "num_predictions": result.num_predictions,
-    }
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

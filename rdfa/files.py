@@ -1,12 +1,42 @@
-"""Output files and folders that appear under their names only when they are complete."""
+"""Input files read whole, and output files and folders that appear under their names only when they are complete."""
 
 import contextlib
+import gzip
+import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rdfa.errors import RunError, UsageError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_bytes(path: str | os.PathLike, remedy: str = "check the path") -> bytes:
+    """The content of a file, decompressed if it is a gzip file, whatever its name says.
+
+    Raises:
+        UsageError: it cannot be opened; says `remedy`. RunError: a damaged gzip file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+    try:
+        return gzip.decompress(data) if data.startswith(GZIP_MAGIC) else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise RunError(f"{path}: truncated or damaged gzip file ({error}): fetch it again") from error
+
+
+def parse_json(path: str | os.PathLike, data: bytes | str) -> Any:
+    """The content of `data`, which is the JSON of the file `path`; raises RunError if it is not."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # ValueError: a wrong encoding too
+        raise RunError(f"{path} is not valid JSON ({error}): copy it again, or give another file") from error
 
 
 def check_place(path: str | os.PathLike) -> Path:

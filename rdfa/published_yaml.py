@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from rdfa.config import GROUPS, Config
+from rdfa.config import GROUPS, Config, assemble
 from rdfa.errors import UsageError
+from rdfa.files import read_bytes
 from rdfa.settings import nearest
 
 _BACKBONE = "model.backbone_info.ResidualSharedBiMambaBackbone"
@@ -126,7 +127,8 @@ def read_config(files: Mapping[str, Path]) -> tuple[Config, list[str]]:
     for field, source, key in (("max_seq_len", generator, "max_seq_len"), ("num_classes", head, "num_classes")):
         if key in source:
             values.setdefault("Dataset", {}).setdefault(field, source[key])
-    return _build(values), _summary(ignored)
+    groups = {name: slot.cls(**values.get(name, {})) for name, slot in GROUPS.items()}
+    return assemble(groups), _summary(ignored)
 
 
 def _compose(files: Mapping[str, Path]) -> dict[str, Any]:
@@ -143,9 +145,7 @@ def _compose(files: Mapping[str, Path]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
+        tree = yaml.load(read_bytes(path), Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -214,18 +214,6 @@ def _evaluate(expression: str, root: dict[str, Any], chain: tuple[str, ...]) -> 
             raise UsageError(f"{chain[0]}: ${{{expression}}} names nothing: correct it, or {remedy}")
         found = found[key]
     return _resolve(found, root, (*chain, expression))
-
-
-def _build(values: dict[str, dict[str, Any]]) -> Config:
-    parts: dict[str, Any] = {}
-    for name, slot in GROUPS.items():
-        group = slot.cls(**values.get(name, {}))
-        if len(slot.path) == 1:
-            parts[slot.path[0]] = group
-        else:
-            parts.setdefault(slot.path[0], {})[slot.path[1]] = group
-    types = {field.name: field.type for field in dataclasses.fields(Config)}
-    return Config(**{key: types[key](**part) if isinstance(part, dict) else part for key, part in parts.items()})
 
 
 def _summary(names: Iterable[str]) -> list[str]:

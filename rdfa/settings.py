@@ -7,6 +7,7 @@ get the same checks and the same messages because the checks live here.
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -95,7 +96,7 @@ def _coerce(name: str, value: Any, annotation) -> Any:
     elif annotation is type(None) and value is None:
         return None
     elif annotation is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value - value == 0:  # neither infinite nor NaN
+        if abs(value) <= sys.float_info.max:  # neither infinite nor NaN
             return float(value)
     elif annotation is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -1,6 +1,9 @@
 """Exit codes and one-line errors, for every command alike."""
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -41,6 +44,16 @@ def test_programming_errors_keep_their_traceback():
     for error in (KeyError("x"), OSError("of a library")):
         with pytest.raises(type(error)):
             cli.run(raising(error))
+
+
+def test_a_reader_that_leaves_is_no_error_to_speak_of():
+    code = "import sys; from rdfa import cli; sys.exit(cli.run(lambda argv: print('x' * int(sys.argv[1]))))"
+    for length in ("1", "1000000"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([sys.executable, "-c", code, length], stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("main", COMMANDS, ids=lambda main: main.__module__)

@@ -259,7 +259,7 @@ def test_a_conversion_that_failed_can_be_repeated(small, state, capsys, monkeypa
 def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as left:
         convert.main(["--help"])
-    assert left.value.code == 0 and "example: python -m rdfa.convert --model_yaml" in capsys.readouterr().out
+    assert left.value.code == 0 and "python -m rdfa.convert --model_yaml" in capsys.readouterr().out
 
 
 def test_the_module_is_a_command(tmp_path):

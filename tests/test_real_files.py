@@ -48,12 +48,12 @@ REFUSED = {
     # A configuration is pickled beside the tensor: loading it would run code.
     "features_i3d_video_features/*.pt": (load_features, "needs omegaconf.dictconfig.DictConfig to be unpickled"),
     # Tables, not annotations in one of the layouts.
-    "epic_kitchens/EPIC_100_validation.csv.gz": (load_annotations, "not JSON"),
+    "epic_kitchens/EPIC_100_validation.csv.gz": (load_annotations, "not valid JSON"),
     # Lists of classes and frame rates, which name no actions.
-    "activitynet/action_name.csv": (load_annotations, "not JSON"),
+    "activitynet/action_name.csv": (load_annotations, "not valid JSON"),
     "activitynet/action_label_mapping.json": (load_annotations, "no videos found"),
     "activitynet/video_fps.json.gz": (load_annotations, "no videos found"),
-    "ego4d/ego4d_label_map.txt": (load_annotations, "not JSON"),
+    "ego4d/ego4d_label_map.txt": (load_annotations, "not valid JSON"),
     "ego4d/moment_classes_idx.json": (load_annotations, "no videos found"),
 }
 

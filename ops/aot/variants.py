@@ -1,9 +1,10 @@
 """Which launches are compiled ahead of time, under the names by which the library's C++ asks for them.
 
 Each variant is a name and a call that launches it on CPU tensors; the launchers of the package do the rest, so that
-constants and tiles are theirs. What ``csrc/torch/gpu_*.cpp`` does to get along with few variants: states are padded to
-whole launches, filters and per-channel arguments are float32 and never None, and where sequences differ in dtype, or
-softplus or the gate z is missing, or there are several launches of states, everything is computed in float32.
+constants and tiles are theirs. (The kernels of ``triton_prepare`` have no launcher but the library's.) What the library
+does to get along with few variants: states are padded to whole launches, filters and per-channel arguments are float32
+and never None, and where sequences differ in dtype, or softplus or the gate z is missing, or there are several launches
+of states, everything is computed in float32.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from ops.aot.compiler import Launch, recorded
 from ops.causal_conv1d import cuda as conv
 from ops.selective_scan import launch, tiles
 
+# Elements that a program of `triton_prepare` takes.
+PREPARED_PER_PROGRAM = 1024
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 WIDTHS = (2, 3, 4)
 # Lengths and strides: "any"; "access": multiples of one access; "even": the length one of the tile's block as well.
@@ -33,7 +36,7 @@ class Variant(NamedTuple):
 
 def variants() -> list[Variant]:
     """All that the library may ask for."""
-    return [*_packs(), *_scans(), Variant("join", partial(_scan, "join")), *_convolutions()]
+    return [*_packs(), *_scans(), Variant("join", partial(_scan, "join")), *_convolutions(), *_preparations()]
 
 
 def constants() -> dict[str, float]:
@@ -41,6 +44,7 @@ def constants() -> dict[str, float]:
     numbers = {name: getattr(tiles, name) for name in ("WARPS_PER_PROCESSOR", "EMPTY_WAVE", "WAVE_START")}
     numbers |= {name: getattr(tiles, name) for name in ("FORWARD_SEGMENT", "FORWARD_WAVES", "ACCESS_BYTES")}
     numbers |= {name: getattr(conv, name) for name in ("ENOUGH_PROGRAMS", "MOST_ROWS")}
+    numbers["PREPARED_PER_PROGRAM"] = PREPARED_PER_PROGRAM
     return numbers | {
         name: getattr(launch, name) for name in ("STATES_PER_LAUNCH", "PACKED_PER_PROGRAM", "JOINED_PER_PROGRAM")
     }
@@ -88,6 +92,13 @@ def _convolutions() -> Iterator[Variant]:
         yield Variant(name, partial(_convolution, DTYPES[dtype], layout, wide, width, silu, reverse))
 
 
+def _preparations() -> Iterator[Variant]:
+    """Conversions to and from float32."""
+    for given, wanted in [*product(DTYPES, ("f32",)), ("f32", "f16"), ("f32", "bf16")]:
+        yield Variant(f"convert-{given}-{wanted}", partial(_conversion, DTYPES[given], DTYPES[wanted]))
+    yield Variant("scale", _scaling)
+
+
 def _scan(
     part: str, dtype: str = "f32", tile: tiles.Tile = SEGMENTED_TILE, form="any", softplus="softplus", gate="gated"
 ) -> Launch:
@@ -132,3 +143,22 @@ def _convolution(dtype, layout, wide, width, silu, reverse) -> Launch:
     with recorded() as launches:
         conv.forward(x, weight, bias, silu, reverse)
     return launches[0].with_aligned(*(("x_ptr", "y_ptr") if wide else ()))
+
+
+def _conversion(given, wanted) -> Launch:
+    from ops.aot.triton_prepare import convert_kernel
+
+    arguments = {"from_ptr": torch.zeros(2, dtype=given), "to_ptr": torch.zeros(2, dtype=wanted)}
+    return _preparation(convert_kernel, arguments, ("rows", "given", "wanted", "parts"))
+
+
+def _scaling() -> Launch:
+    from ops.aot.triton_prepare import scale_kernel
+
+    arguments = {"A_ptr": torch.zeros(2), "to_ptr": torch.zeros(2)}
+    return _preparation(scale_kernel, arguments, ("D", "N", "states"))
+
+
+def _preparation(kernel, pointers, sizes) -> Launch:
+    arguments = pointers | dict.fromkeys(sizes, 2) | {"BLOCK": PREPARED_PER_PROGRAM}
+    return Launch(kernel, arguments, {"num_warps": 4})

@@ -9,9 +9,11 @@ from torch.nn import functional as F
 
 from ops import library
 
-# As in csrc/linear/kernel.h: outputs of a panel, of the last one where half is enough, and the longest norm of x.
+# As in csrc/linear: outputs of a panel, of the last one where half is enough; inputs that are multiplied together, as
+# far as a norm of x reaches; and for int8 the least value that is not taken for zero.
 PANEL, HALF_PANEL = 32, 16
-LONGEST_NORM = 768
+CHUNK = 768
+LEAST = 1e-30
 
 
 def pack(weight_NWK: Tensor) -> Tensor:
@@ -20,13 +22,51 @@ def pack(weight_NWK: Tensor) -> Tensor:
     Panels of `PANEL` outputs follow each other, the last one of `HALF_PANEL` where that is enough, zeros beyond N. A
     panel is [W,K,outputs]; in bfloat16 [W,K/2,outputs,2], a zero after an odd K.
     """
+    return torch.cat(_panels(weight_NWK, 2 if weight_NWK.dtype == torch.bfloat16 else 1))
+
+
+def pack_int8(weight_NWK: Tensor) -> Tensor:
+    """Weights [N,W,K], rounded as `round_weights` does, as uint8 for the C++ kernels, flat.
+
+    Panels as in `pack`: the bytes of their factors, float32, then q + 128 as [W,K/4,outputs,4].
+    """
+    q_NWK, factor_N = _integers(weight_NWK)
+    panels = _panels((q_NWK + 128).to(torch.uint8), 4)
+    factors = F.pad(factor_N, (0, -len(factor_N) % HALF_PANEL)).split(PANEL)
+    return torch.cat([part for factor, panel in zip(factors, panels) for part in (factor.view(torch.uint8), panel)])
+
+
+def round_weights(weight_NWK: Tensor) -> Tensor:
+    """Weights [N,W,K] as int8 holds them, in float32:
+
+    factor_n = max_wk |weight_nwk| / 127,   q_nwk = round(weight_nwk / factor_n),   result = factor_n q_nwk
+    """
+    q_NWK, factor_N = _integers(weight_NWK)
+    return q_NWK * factor_N[:, None, None]
+
+
+def round_rows(x: Tensor, in_norm: Tensor | None = None) -> Tensor:
+    """in_norm(x) [S,L,K], float32, as the kernels take it where weights are int8: rounded like those, with a factor of
+    each row and `CHUNK` of inputs. Chunks without a value of at least `LEAST` are zeros."""
+    x = x if in_norm is None else _norm(x, in_norm)
+    chunks = []
+    for chunk in x.split(CHUNK, -1):
+        largest = chunk.abs().amax(-1, keepdim=True)
+        chunks.append((chunk * torch.where(largest < LEAST, 0.0, 127 / largest)).round() * (largest / 127))
+    return torch.cat(chunks, -1)
+
+
+def _integers(weight_NWK: Tensor) -> tuple[Tensor, Tensor]:
+    weight_NWK = weight_NWK.float()
+    factor_N = weight_NWK.abs().amax((1, 2)) / 127
+    return (weight_NWK / factor_N.clamp_min(LEAST)[:, None, None]).round(), factor_N
+
+
+def _panels(weight_NWK: Tensor, together: int) -> list[Tensor]:
+    """[W,K/together,outputs,together] of each panel, flat."""
     outputs, _, inputs = weight_NWK.shape
-    pair = 2 if weight_NWK.dtype == torch.bfloat16 else 1
-    weight_NWK = F.pad(weight_NWK, (0, -inputs % pair, 0, 0, 0, -outputs % HALF_PANEL))
-    panels = []
-    for panel in weight_NWK.split(PANEL):
-        panels.append(panel.unflatten(2, (-1, pair)).permute(1, 2, 0, 3).flatten())
-    return torch.cat(panels)
+    weight_NWK = F.pad(weight_NWK, (0, -inputs % together, 0, 0, 0, -outputs % HALF_PANEL))
+    return [panel.unflatten(2, (-1, together)).permute(1, 2, 0, 3).flatten() for panel in weight_NWK.split(PANEL)]
 
 
 def linear(
@@ -52,7 +92,8 @@ def linear(
     Args:
         x: any strides; rows of adjacent channels are the fast case. Zero outside the sequence.
         weight: what `pack` made of [N,W,K], for the C++ kernels; or [N,W,K] itself, which PyTorch's operators multiply,
-            in any dtype and on any device. In x's dtype.
+            in any dtype and on any device. In x's dtype. Or what `pack_int8` made, with x in float32: then in_norm(x)
+            is rounded as by `round_rows`. Sums of integers are exact, those of chunks and taps float32.
         outputs, taps: N, and the odd W.
         in_norm, out_norm: [2,K] and [2,N], weight and bias of a layer norm (eps 1e-5); in_norm with one tap only.
         bias: [N]. scale: [S,L]; what x holds in rows whose scale is 0 does not matter, and the C++ kernels pass most of
@@ -71,7 +112,7 @@ def linear(
         return _composed(x, weight, in_norm, bias, scale, out_norm, relu, gate, residual, keep)
     if not torch.jit.is_tracing():
         library.require()
-    if in_norm is not None and in_norm.shape[1] > LONGEST_NORM:
+    if in_norm is not None and in_norm.shape[1] > CHUNK:
         x, in_norm = _norm(x.float(), in_norm).to(x.dtype), None
     return torch.ops.rdfa.linear(
         x, weight, outputs, taps, in_norm, bias, scale, out_norm, relu, gate, residual, keep, lengths

@@ -42,8 +42,10 @@ class Body:
         return names[0] if outputs == 1 else names
 
     def ints(self, *values: int) -> str:
-        """A constant int64 vector."""
-        return self._constant(value_ints=list(values))
+        """A constant int64 vector; a tensor, because ONNX Runtime 1.21 takes ``value_ints`` for one without axes."""
+        from onnx import TensorProto, helper
+
+        return self._constant(value=helper.make_tensor("", TensorProto.INT64, [len(values)], values))
 
     def floats(self, value: float) -> str:
         """A scalar constant float32."""

@@ -24,6 +24,7 @@ from rdfa.bench import (
 from rdfa.bench.candidates import Sweep
 from rdfa.bench.results import Row
 from rdfa.errors import UsageError
+from rdfa.evaluation.given_set import GivenSet
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.runtime import manifest as manifests
 
@@ -50,7 +51,7 @@ class Request:
     post: PostProcessingSettings
     p99_s: float | None = None
     rate: float | None = None
-    given: accuracy.GivenSet | None = None
+    given: GivenSet | None = None
 
 
 def run(request: Request, progress: Callable[[str], None]) -> tuple[dict[str, Any], list[Row]]:

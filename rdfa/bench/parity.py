@@ -17,8 +17,8 @@ TOLERANCE = {"absolute": parity.ABSOLUTE, "relative": parity.RELATIVE, "relative
 SAME_SEGMENT_S = 0.05
 
 
-# In half precision: the most that a backend's error may be, in multiples of the plain operators' error in that dtype.
-HALF_FACTOR = 3.0
+# In less than float32: the most that a backend's error may be, in multiples of the plain operators' in that dtype.
+FACTOR = 3.0
 
 
 def compare_outputs(
@@ -28,11 +28,11 @@ def compare_outputs(
 
     Args:
         exact: outputs of the float64 model. level_lengths: points per pyramid level.
-        baseline: outputs of the plain operators in the row's dtype, when that is a half: rounding of the weights alone
-            exceeds the bounds for float32 then, so the bounds are `HALF_FACTOR` times the baseline's own errors.
+        baseline: outputs of the plain operators in the row's dtype, when that is less than float32: rounding of the
+            weights alone exceeds the bounds for float32 then, so the bounds are `FACTOR` times the baseline's errors.
     """
     if baseline is not None:
-        return _compare_halves(outputs, exact, level_lengths, baseline)
+        return _compare_narrow(outputs, exact, level_lengths, baseline)
     result = parity.compare(outputs, exact, level_lengths)
     comparable = np.isfinite(result.max_abs)
     column = {
@@ -43,15 +43,15 @@ def compare_outputs(
     return column, "" if result.ok else _reason(outputs, exact, result)
 
 
-def _compare_halves(outputs, exact, level_lengths, baseline: Outputs) -> tuple[dict[str, Any], str]:
+def _compare_narrow(outputs, exact, level_lengths, baseline: Outputs) -> tuple[dict[str, Any], str]:
     result, bound = (parity.compare(o, exact, level_lengths) for o in (outputs, baseline))
     if not np.isfinite(bound.max_abs):
         reason = f"the plain operators themselves fail in this dtype: {_reason(baseline, exact, bound)}"
     elif not np.isfinite(result.max_abs):
         reason = _reason(outputs, exact, result)
-    elif result.max_abs > HALF_FACTOR * bound.max_abs:
+    elif result.max_abs > FACTOR * bound.max_abs:
         reason = f"off by {result.max_abs:.3g} at most, the plain operators in this dtype by {bound.max_abs:.3g}"
-    elif result.relative_l2 > HALF_FACTOR * bound.relative_l2:
+    elif result.relative_l2 > FACTOR * bound.relative_l2:
         reason = f"relative L2 error {result.relative_l2:.2g}, the plain operators' {bound.relative_l2:.2g}"
     else:
         reason = ""

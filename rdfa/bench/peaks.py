@@ -22,12 +22,19 @@ def measure(
     n, rates = SIZE[device], {}
     with pinned(threads), torch.inference_mode():
         for dtype in dtypes:
-            a, b = (torch.randn(n, n, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-            rates[dtype] = round(2e-9 * n**3 / _best_s(lambda a=a, b=b: a @ b, device, clock), 1)
+            rates[dtype] = round(2e-9 * n**3 / _best_s(_product(n, dtype, device), device, clock), 1)
         source = torch.ones(COPIED_BYTES[device], dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         copy_s = _best_s(lambda: target.copy_(source), device, clock)
     return {"matmul_gflops": rates, "copy_gb_per_s": round(2e-9 * COPIED_BYTES[device] / copy_s, 1)}
+
+
+def _product(n: int, dtype: str, device: str) -> Callable[[], object]:
+    if dtype == "int8":
+        a, b = (torch.randint(-127, 128, (n, n), device=device, dtype=torch.int8) for _ in range(2))
+        return lambda: torch._int_mm(a, b)  # no public operator of torch multiplies these into int32
+    a, b = (torch.randn(n, n, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+    return lambda: a @ b
 
 
 def _best_s(call: Callable[[], object], device: str, clock: Clock) -> float:

@@ -66,10 +66,12 @@ def resolve_device(device: str) -> str:
 
 
 def describe(artifact: Path) -> dict[str, Any]:
-    """What identifies the artifact in a result: the folder's name, its versions and the hash of its manifest."""
+    """What identifies the artifact in a result: the folder's name, its versions and the hash of its manifest; and what
+    the mAP of its files in int8 was."""
     manifest = manifests.read(artifact)
     return {
         "artifact": artifact.resolve().name,
         "manifest_sha256": manifests.sha256(artifact / manifests.MANIFEST),
         "exported_with": manifest["versions"],
+        "map_gates": {name: entry["map_gate"] for name, entry in manifest["files"].items() if "map_gate" in entry},
     }

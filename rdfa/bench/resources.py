@@ -15,7 +15,8 @@ from rdfa.bench.results import Row
 from rdfa.runtime import manifest as manifests
 
 MB = 2**20
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Of a weight, and of an input or output.
+BYTES = {"float32": (4, 4), "float16": (2, 2), "bfloat16": (2, 2), "int8": (1, 4)}
 # The driver's energy counter moves on ten times a second: long enough for it to be right to a few percent.
 ENERGY_S = 1.0
 # Formats by backend and device; a detector of torch is made from the weights in float32.
@@ -36,9 +37,10 @@ def fill(rows: Sequence[Row], sweep: Sweep, opened: Sequence[Candidate], peaks: 
         shape = Shape(row.batch, row.time)
         if shape not in operations:
             operations[shape] = _operations(model, shape, sweep)
-        inputs = row.batch * row.time * (sweep.channels * BYTES[row.dtype] + 1)
-        outputs = row.batch * sum(model.level_lengths(row.time)) * (classes + 2) * BYTES[row.dtype]
-        row.compulsory_mb = round((parameters * BYTES[row.dtype] + inputs + outputs) / MB, 3)
+        of_weight, of_value = BYTES[row.dtype]
+        inputs = row.batch * row.time * (sweep.channels * of_value + 1)
+        outputs = row.batch * sum(model.level_lengths(row.time)) * (classes + 2) * of_value
+        row.compulsory_mb = round((parameters * of_weight + inputs + outputs) / MB, 3)
         if operations[shape] is not None:
             row.gflops = operations[shape] / 1e9
             rate = 1e3 * row.gflops / row.latency_ms["p50"]

@@ -11,12 +11,9 @@ divided by `duration` gives it, or it stays unknown), no `duration`, no `label_i
 name), `start_time` and `end_time` for `segment`.
 """
 
-import gzip
-import json
 import math
 import os
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from rdfa.errors import RunError, UsageError
+from rdfa.files import parse_json, read_bytes
 
-GZIP_MAGIC = b"\x1f\x8b"
-
+LEAST, MOST = 1e-6, 1e9  # of a frame rate, of seconds, of frames: a number beyond these is a mistake
 # The names that a field of a video goes by.
 NAMES = {
     "subset": ("subset", "split"),
@@ -96,31 +93,13 @@ def load_annotations(path: str | os.PathLike) -> AnnotationSet:
     if not os.fspath(path):
         raise UsageError("no annotation file is given: choose a --gin_file, or set Dataset.annotation_file")
     path = Path(path)
-    table = _find_videos(_read_json(path), path)
+    data = read_bytes(path, "check Dataset.annotation_file, or the path given")
+    table = _find_videos(parse_json(path, data), path)
     entries = {video_id: _Entry(video_id, fields, path) for video_id, fields in table.items()}
     _warn_of_reversed(entries.values(), path)
     class_ids, class_names = _number_classes(entries.values(), path)
     texts = sum((entry.texts for entry in entries.values()), Counter())
     return AnnotationSet({video_id: entry.video(class_ids) for video_id, entry in entries.items()}, class_names, texts)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read annotation file {str(path)!r} ({error.strerror}): check Dataset.annotation_file, "
-            "or the path given"
-        ) from error
-    try:
-        if raw.startswith(GZIP_MAGIC):
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise RunError(f"{path}: truncated or damaged gzip file ({error}): fetch it again") from error
-    try:
-        return json.loads(raw)
-    except ValueError as error:  # also a wrong encoding
-        raise RunError(f"{path}: not JSON ({error}): give annotations in ActionFormer's THUMOS14 layout") from error
 
 
 def _find_videos(content: Any, path: Path) -> dict[str, Any]:
@@ -177,8 +156,10 @@ class _Entry:
         if given is None:
             return None
         value = self._number(name, given)
-        if value is None or value <= 0:
-            raise RunError(f"{self.where}: {name} = {given!r}: expected a positive number, or leave it out")
+        if value is None or not LEAST <= value <= MOST:
+            raise RunError(
+                f"{self.where}: {name} = {given!r}: expected a positive number ({LEAST:g} to {MOST:g}), or leave it out"
+            )
         return value
 
     def _segment(self, number: int, annotation: Any) -> tuple[float, float]:
@@ -199,7 +180,7 @@ class _Entry:
             raise RunError(f"{self.where}: annotation {number} names no class: give it a 'label'")
         if label_id is not None:
             value = self._number("label_id", label_id)
-            if value is None or value < 0 or value != int(value):
+            if value is None or not 0 <= value <= MOST or value != int(value):
                 raise RunError(
                     f"{self.where}: annotation {number}: label_id = {label_id!r}: expected an integer from 0 up, "
                     "or leave it out"

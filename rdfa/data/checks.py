@@ -3,6 +3,7 @@
 Shapes: T clips, C channels, N actions.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -87,15 +88,14 @@ def _check_segments(videos: list[Video]) -> Iterator[Finding]:
             yield Finding("warning", f"{len(found)} segments {kind}: {some(found)}")
 
 
-def _check_classes(annotations: AnnotationSet, subsets: Iterable[str], num_classes: int) -> Iterator[Finding]:
+def _check_classes(annotations: AnnotationSet, subsets: Iterable[str], num_classes: int | None) -> Iterator[Finding]:
     ids = sorted(annotations.class_names)
     if num_classes is not None and len(ids) != num_classes:
         yield Finding("warning", f"{len(ids)} classes have actions, {num_classes} are expected (Dataset.num_classes)")
-    unused = sorted(set(range(ids[-1] + 1)) - set(ids)) if ids else []
+    unused = ids[-1] + 1 - len(ids) if ids else 0
     if unused:
-        yield Finding(
-            "warning", f"label ids are not contiguous: {len(unused)} below {ids[-1]} are unused: {some(unused)}"
-        )
+        first = list(itertools.islice((n for n in range(ids[-1]) if n not in annotations.class_names), 4))
+        yield Finding("warning", f"label ids are not contiguous: {unused} below {ids[-1]} are unused: {some(first)}")
     for subset in dict.fromkeys(subsets):
         videos = annotations.subset(subset)
         if not videos:

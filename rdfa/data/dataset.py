@@ -7,7 +7,6 @@ saved, and neither the number of workers nor that of processes that share the ba
 """
 
 import dataclasses
-import math
 import os
 import random
 import sys
@@ -315,7 +314,11 @@ def make_loader(dataset: FeatureDataset, settings: LoaderSettings, coarsest_stri
         _Outcomes(dataset),
         batch_sampler=sampler,
         collate_fn=_Collate(
-            dataset.settings.max_seq_len, settings, coarsest_stride, dataset.training, dataset.feature_dim
+            dataset.settings.max_seq_len,
+            settings.padding_value,
+            settings.padding_multiple(coarsest_stride),
+            dataset.training,
+            dataset.feature_dim,
         ),
         num_workers=workers,
         pin_memory=settings.pin_memory and torch.cuda.is_available(),
@@ -343,20 +346,19 @@ class _Collate:
     """`pad_batch` with its settings; picklable, for workers that are not forked."""
 
     max_seq_len: int
-    settings: LoaderSettings
-    coarsest_stride: int
+    padding_value: float
+    multiple: int
     training: bool
     channels: int | None
 
     def __call__(self, items: list[dict[str, Any] | Exception]) -> Batch | Exception:
         if not items:
-            return padding_batch(self.channels, self.max_seq_len, self.settings.padding_value)
+            return padding_batch(self.channels, self.max_seq_len, self.padding_value)
         for item in items:
             if isinstance(item, Exception):
                 return item
-        multiple = math.lcm(self.settings.max_div_factor, self.coarsest_stride)
         try:
-            return pad_batch(items, self.max_seq_len, self.settings.padding_value, multiple, self.training)
+            return pad_batch(items, self.max_seq_len, self.padding_value, self.multiple, self.training)
         except RunError as error:
             return error
 

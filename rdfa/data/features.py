@@ -176,7 +176,8 @@ def count_clips(file: FeatureFile) -> int:
     Raises:
         RunError, UsageError: as `load_features`.
     """
-    with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged file: `read_array` says what is wrong with it
+    # Of a file that is damaged, or holds a single number, `read_array` says what is wrong.
+    with contextlib.suppress(OSError, ValueError, EOFError, IndexError):
         if file.path.suffix == ".npy":
             return np.load(file.path, mmap_mode="r", allow_pickle=False).shape[0]
         if file.path.suffix in HDF5:

@@ -29,6 +29,7 @@ from rdfa.data.features import FeatureFinder, list_entries
 from rdfa.data.settings import DatasetSettings
 from rdfa.errors import RunError, UsageError
 from rdfa.inference.fusion import ClassScores
+from rdfa.modeling.detector import build_generator
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -117,8 +118,7 @@ def _check_files(dataset: DatasetSettings, annotations: AnnotationSet, subsets: 
 def _read_features(
     settings: Config, annotations: AnnotationSet, subsets: Iterable[str], known_channels: bool
 ) -> Iterator[Finding]:
-    generator, channels = settings.model.generator, settings.model.embedding.input_c
-    longest = int(generator.max_seq_len * generator.max_buffer_len_factor)
+    longest, channels = build_generator(settings.model).max_frames, settings.model.embedding.input_c
     check = FeatureCheck(settings.dataset, channels if known_channels else None, longest)
     finder, videos = FeatureFinder(settings.dataset), _videos(settings.dataset, annotations, subsets).values()
     found = [(video, files) for video in videos if (files := finder.find(video.id)) is not None]

@@ -1,5 +1,6 @@
 """Settings of annotations, features and batching, named and defaulted as in the published ``dataset.yaml``."""
 
+import math
 from dataclasses import dataclass
 
 from rdfa.errors import UsageError
@@ -71,7 +72,11 @@ class LoaderSettings(Settings):
 
     pin_memory: bool = setting(False)
     num_workers: int = setting(20, ge=0, doc="0: load in the main process")
-    seed: int = setting(1234567891, ge=0)
+    seed: int = setting(1234567891, ge=0, lt=2**64)
     batch_size: int = setting(2, ge=1, doc="videos per step of the optimiser, of all processes together")
     padding_value: float = setting(0.0)
     max_div_factor: int = setting(1, ge=1, doc="pad longer videos to a multiple of this and of the coarsest stride")
+
+    def padding_multiple(self, coarsest_stride: int) -> int:
+        """What the padded length of a video longer than max_seq_len is a multiple of."""
+        return math.lcm(self.max_div_factor, coarsest_stride)

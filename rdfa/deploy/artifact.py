@@ -14,8 +14,9 @@ from ops import library
 from rdfa import runtime
 from rdfa.bench import cold_start, environment
 from rdfa.config import Config
-from rdfa.deploy import form, verify
+from rdfa.deploy import form, map_gate, verify
 from rdfa.deploy import manifest as manifests
+from rdfa.deploy.map_gate import MapGate
 from rdfa.errors import RunError, UsageError
 from rdfa.files import check_replaceable, replacing_folder
 from rdfa.inference.fusion import AGNOSTIC_NAMES
@@ -23,6 +24,7 @@ from rdfa.modeling.detector import Detector
 from rdfa.run_dir import RunDirectory, load_detector, write_weights
 from rdfa.runtime import DTYPES
 from rdfa.runtime.manifest import MANIFEST, find
+from rdfa.runtime.session import Session
 from rdfa.settings import nearest
 
 
@@ -66,6 +68,7 @@ def export(
     dtypes: Sequence[str] = DEFAULT_DTYPES,
     report: Callable[[str], None] = lambda step: None,
     device: str = "cpu",
+    gate: MapGate | None = None,
 ) -> dict[str, Any]:
     """Export a run's averaged weights, check every file, and only then put the artifact in place.
 
@@ -73,19 +76,24 @@ def export(
         checkpoint: as in `RunDirectory.checkpoint`. report: called with one line before each step.
         dtypes: number formats. A format is written in each of them that it has.
         device: where TorchScript and AOTInductor files are to run, "cpu" or "cuda"; ONNX files are bound to none.
+        gate: what files in int8 have to pass.
 
     Returns:
         The manifest; of each checked file ``files[name]["parity"]`` holds the figures, and ``["start"]`` what it takes
         to load it and run it once in a new process.
 
     Raises:
-        UsageError: an unknown format, a dtype that no format of these has, no such run, no such device here, or an
-            `output` that is not an artifact to replace.
-        RunError: a file does not compute what the detector computes. Nothing is left under `output`, or what was there.
+        UsageError: an unknown format, a dtype that no format of these has, int8 without a gate or for a GPU, no such
+            run, no such device here, or an `output` that is not an artifact to replace.
+        RunError: a file does not compute what the detector computes, or does not pass the gate. Nothing is left under
+            `output`, or what was there.
     """
     files = _files(formats, dtypes)
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}: valid: {', '.join(DEVICES)}")
+    if device == "cuda" and "int8" in dtypes:
+        raise UsageError("int8 is for CPUs: leave it out of --dtype for --device cuda")
+    map_gate.require(set(dtypes), gate)
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device 'cuda' was asked for, but torch finds no GPU here: export on a machine that has one")
     output = Path(output)
@@ -98,7 +106,11 @@ def export(
     with replacing_folder(output) as directory:
         _write_files(detector, config, directory, manifest, files, report, device)
         manifests.write(directory, manifest)
-        _verify_files(detector, config, directory, manifest, files, report)
+        sessions = _open_files(directory, manifest, files)
+        _verify_files(detector, config, manifest, sessions, report)
+        if gate:
+            gated = {name: session for name, session in sessions.items() if session.dtype in map_gate.DTYPES}
+            map_gate.pass_files(gate, config, manifest, sessions[WEIGHTS], gated, report)
         _time_starts(directory, manifest, files, report)
         manifests.write(directory, manifest)
     return manifest
@@ -130,7 +142,7 @@ def _files(formats: Sequence[str], dtypes: Sequence[str]) -> dict[str, tuple[str
 
 
 def _write_files(detector, config, directory, manifest, files, report, device) -> None:
-    interface, time = manifests.interface(config), verify.traced_time(detector)
+    interface, time = manifests.interface(config), verify.traced_time(config)
     write_weights(directory / WEIGHTS, detector.state_dict())
     manifests.add_file(manifest, directory / WEIGHTS, "safetensors", dtype="float32", **interface)
     for (writer_name, dtype), names in _together(files).items():
@@ -148,14 +160,24 @@ def _write_files(detector, config, directory, manifest, files, report, device) -
             facts |= {"device": device, "processor": torch.backends.cpu.get_cpu_capability()}
         for name in names:
             manifests.add_file(manifest, directory / name, files[name][0], **facts)
-    formats = {name for name, _ in files.values()}
+    for kind, path in _natives({name for name, _ in files.values()}).items():
+        shutil.copyfile(path, directory / path.name)
+        manifests.add_file(manifest, directory / path.name, kind)
+
+
+def _natives(formats: set[str]) -> dict[str, Path]:
+    """The native files that these formats run on, by their own formats; the optional ones where they were built."""
+    found = {}
     if any(FORMATS[name].library for name in formats):
-        _add_library(manifest, directory, library.path(), "library")
-        if library.pack_path().exists():  # without the pack, the library serves CPUs alone
-            _add_library(manifest, directory, library.pack_path(), "cubins")
-    # Only the file with a loop gains by the kernels, which are for the CPU.
-    if "onnx" in formats and library.onnxruntime_path().exists():
-        _add_library(manifest, directory, library.onnxruntime_path(), "onnx_library")
+        found["library"] = library.path()
+    # Inlined files have no node for it.
+    if formats & {"onnx", "onnx_gpu"} and library.onnxruntime_path().exists():
+        found["onnx_library"] = library.onnxruntime_path()
+    # Without this pack the libraries serve CPUs alone.
+    served = "library" in found or ("onnx_library" in found and "onnx_gpu" in formats)
+    if served and library.pack_path().exists():
+        found["cubins"] = library.pack_path()
+    return found
 
 
 def _together(files: dict[str, tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
@@ -166,32 +188,31 @@ def _together(files: dict[str, tuple[str, str]]) -> dict[tuple[str, str], list[s
     return groups
 
 
-def _add_library(manifest: dict[str, Any], directory: Path, path: Path, kind: str) -> None:
-    shutil.copyfile(path, directory / path.name)
-    manifests.add_file(manifest, directory / path.name, kind)
-
-
-def _verify_files(detector: Detector, config: Config, directory: Path, manifest, files, report) -> None:
-    """Fill in ``parity`` of each file; raises RunError naming the first size at which one fails."""
-    sessions = {WEIGHTS: ("float32", runtime.open_file(directory, WEIGHTS, "eager"))}
-    for file, (name, dtype) in files.items():
+def _open_files(directory: Path, manifest: dict[str, Any], files: dict[str, tuple[str, str]]) -> dict[str, Session]:
+    sessions = {WEIGHTS: runtime.open_file(directory, WEIGHTS, "eager")}
+    for file, (name, _) in files.items():
         backend = _backend(name)
         options = {"native": False} if backend == "onnxruntime" else {}
         device = manifest["files"][file].get("device", "cpu")
-        sessions[file] = dtype, runtime.open_file(directory, file, backend, device, **options)
+        sessions[file] = runtime.open_file(directory, file, backend, device, **options)
     kernels = find(manifest, "onnx_library")
-    if kernels:  # what the file computes with the kernels of the library is the library's own proof
-        file = next(file for file, (name, _) in files.items() if name == "onnx")
-        sessions[kernels] = files[file][1], runtime.open_file(directory, file, "onnxruntime")
-    dtypes = {dtype for dtype, _ in sessions.values()}
+    if kernels:  # what a file computes with the kernels of the library is the library's own proof
+        file = next(file for file, (name, _) in files.items() if name in ("onnx", "onnx_gpu"))
+        sessions[kernels] = runtime.open_file(directory, file, "onnxruntime")
+    return sessions
+
+
+def _verify_files(detector: Detector, config: Config, manifest, sessions: dict[str, Session], report) -> None:
+    """Fill in ``parity`` of each file; raises RunError naming the first size at which one fails."""
+    dtypes = {session.dtype for session in sessions.values()}
     report("computing what they should give, in float64")
-    cases = [verify.make_case(detector, config, batch, time) for batch, time in verify.sizes(detector)]
+    cases = [verify.make_case(detector, config, batch, time) for batch, time in verify.sizes(config)]
     limits = {dtype: verify.own_error(detector, cases, dtype) for dtype in dtypes - {"float32"}}
     for case in cases:
         batch, time = case.mask_BT.shape
         report(f"checking batch {batch}, time {time}")
-        for file, (dtype, session) in sessions.items():
-            row = verify.check(session, case, config, limits.get(dtype))
+        for file, session in sessions.items():
+            row = verify.check(session, case, config, limits.get(session.dtype))
             if not row.ok:
                 raise RunError(
                     f"{file} gives other outputs than the detector at batch {batch}, time {time}: max |d| "

@@ -20,8 +20,8 @@ from rdfa.config import Config, to_gin
 from rdfa.deploy import manifest as manifests
 from rdfa.deploy.artifact import WEIGHTS, export
 from rdfa.errors import RunError
-from rdfa.files import replacing
-from rdfa.inference.results import parse_json, read_text
+from rdfa.files import parse_json, replacing
+from rdfa.inference.results import read_text
 from rdfa.run_dir import RunDirectory, load_meta, write_config
 
 CARD = "README.md"

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
@@ -44,7 +43,7 @@ def feature_spec(config: Config) -> dict[str, Any]:
     longer one to the next multiple of `multiple`, at most `max_time`.
     Seconds of a grid position x: (x * stride * downsample_rate + num_frames / 2) / fps.
     """
-    dataset, generator = config.dataset, config.model.generator
+    dataset = config.dataset
     stride, num_frames = dataset.grid
     return {
         "dimension": config.model.embedding.input_c,
@@ -54,8 +53,8 @@ def feature_spec(config: Config) -> dict[str, Any]:
         "default_fps": None if dataset.resize else dataset.default_fps,
         "resize": dataset.max_seq_len if dataset.resize else None,
         "max_seq_len": dataset.max_seq_len,
-        "multiple": math.lcm(config.loader.max_div_factor, config.model.coarsest_stride),
-        "max_time": int(generator.max_seq_len * generator.max_buffer_len_factor),
+        "multiple": config.padding_multiple,
+        "max_time": build_generator(config.model).max_frames,
         "padding_value": config.loader.padding_value,
     }
 

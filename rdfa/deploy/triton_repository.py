@@ -2,7 +2,7 @@
 
     DIR/README.md                       the command that starts the server
     DIR/rdfa_torchscript/config.pbtxt   for the backend of pytorch_libtorch
-    DIR/rdfa_torchscript/1/             model.pt, and librdfa_ops.so, which the server must preload
+    DIR/rdfa_torchscript/1/             model.pt, and librdfa_ops.so, which the server must preload; librdfa_ops.cubins
     DIR/rdfa_onnx/config.pbtxt          for the backend of onnxruntime_onnx
     DIR/rdfa_onnx/1/model.onnx
     DIR/rdfa_aoti/config.pbtxt          for the backend of torch_aoti (AOTInductor, from release 26.03 on)
@@ -79,7 +79,9 @@ def write(artifact: str | os.PathLike, repository: str | os.PathLike) -> list[st
         )
     native = next((model for model in models.values() if model in NATIVE), None)
     library = manifests.find(manifest, "library") if native else None
-    manifests.verify(artifact, manifest, [*models, *([library] if library else [])])
+    pack = manifests.find(manifest, "cubins") if native else None  # which the library looks for beside itself
+    natives = [name for name in (library, pack) if name]
+    manifests.verify(artifact, manifest, [*models, *natives])
     with replacing_folder(Path(repository)) as directory:
         for file, model in models.items():
             folder = directory / model.name
@@ -88,8 +90,8 @@ def write(artifact: str | os.PathLike, repository: str | os.PathLike) -> list[st
             shutil.copyfile(Path(artifact) / file, folder / "1" / model.file)
             (folder / CONFIG).write_text(config_text(manifest, file, model), encoding="utf-8")
             (folder / "warmup" / WARMUP_MASK).write_bytes(b"\1" * manifest["features"]["max_seq_len"])
-        if library:
-            shutil.copyfile(Path(artifact) / library, directory / native.name / "1" / library)
+        for name in natives:
+            shutil.copyfile(Path(artifact) / name, directory / native.name / "1" / name)
         preload = f"/models/{native.name}/1/{library}" if library else None
         (directory / README).write_text(_readme(manifest, models, preload), encoding="utf-8")
     return [model.name for model in models.values()]

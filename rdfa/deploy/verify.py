@@ -15,7 +15,8 @@ import torch
 
 from rdfa.config import Config
 from rdfa.inference.decode import Detections, VideoTiming, detect
-from rdfa.modeling.detector import Detector
+from rdfa.modeling.detector import Detector, build_generator
+from rdfa.modeling.folded import fold
 from rdfa.runtime.parity import Parity, compare
 from rdfa.runtime.session import Outputs, Session
 
@@ -25,9 +26,9 @@ SIZES = ((2, 4608), (1, 2336), (3, 1184))
 FPS = 25.0
 # Two detections are the same within this many seconds, and this score.
 SECONDS, SCORE = 1e-2, 1e-3
-# Of a file in float16 or bfloat16, the error may be so many times that of PyTorch in it. How many detections are equal
-# is not asked of it: rounding moves candidates past each other, in PyTorch as in the file.
-HALF_MARGIN = 2.0
+# Of a file in less than float32, the error may be so many times that of PyTorch in it. How many detections are equal is
+# not asked of it: rounding moves candidates past each other, in PyTorch as in the file.
+MARGIN = 2.0
 # Candidates whose scores agree to the last digit may change places in suppression, and change their neighbours' scores.
 AGREEMENT = 0.99
 
@@ -62,17 +63,17 @@ class Row(NamedTuple):
         }
 
 
-def sizes(detector: Detector) -> list[tuple[int, int]]:
-    """The (batch, time) pairs to check: `SIZES`, made to fit the detector's stride and longest input."""
-    stride, longest = detector.settings.coarsest_stride, detector.generator.max_frames
-    scale = min(1.0, longest / SIZES[0][1])
-    return [(batch, max(round(time * scale) // stride, 1) * stride) for batch, time in SIZES]
+def sizes(config: Config) -> list[tuple[int, int]]:
+    """The (batch, time) pairs to check: `SIZES`, made to fit the detector's padded lengths and longest input."""
+    multiple = config.padding_multiple
+    scale = min(1.0, build_generator(config.model).max_frames / SIZES[0][1])
+    return [(batch, max(round(time * scale) // multiple, 1) * multiple) for batch, time in SIZES]
 
 
-def traced_time(detector: Detector) -> int:
+def traced_time(config: Config) -> int:
     """A short length for the exporters to trace, which `sizes` does not hold."""
-    stride = detector.settings.coarsest_stride
-    checked = {time for _, time in sizes(detector)}
+    stride = config.model.coarsest_stride
+    checked = {time for _, time in sizes(config)}
     return next(stride * n for n in range(5, 9) if stride * n not in checked)
 
 
@@ -102,11 +103,15 @@ def own_error(detector: Detector, cases: Iterable[Case], dtype: str) -> Parity:
 
     Of several, because at one small size the figures are a matter of luck.
     """
-    lower = copy.deepcopy(detector).eval().to(getattr(torch, dtype))
+    if dtype == "int8":
+        inner, lower = torch.float32, fold(detector, torch.int8, packed=False)
+    else:
+        inner = getattr(torch, dtype)
+        lower = copy.deepcopy(detector).eval().to(inner)
     errors = []
     for case in cases:
         with torch.inference_mode():
-            features = torch.from_numpy(case.features_BCT).to(getattr(torch, dtype))
+            features = torch.from_numpy(case.features_BCT).to(inner)
             cls_logits, offsets, point_mask = lower(features, torch.from_numpy(case.mask_BT))
         outputs = Outputs(cls_logits.float().numpy(), offsets.float().numpy(), point_mask.numpy())
         errors.append(compare(outputs, case.outputs, case.level_lengths))
@@ -117,8 +122,7 @@ def check(session: Session, case: Case, config: Config, own: Parity | None = Non
     """Run one file on one case.
 
     Args:
-        own: of a file in float16 or bfloat16, the error of PyTorch (`own_error`), which may be exceeded `HALF_MARGIN`
-            times.
+        own: of a file in less than float32, the error of PyTorch (`own_error`), which may be exceeded `MARGIN` times.
     """
     outputs = session.run(case.features_BCT, case.mask_BT)
     parity = compare(outputs, case.outputs, case.level_lengths)
@@ -130,7 +134,7 @@ def check(session: Session, case: Case, config: Config, own: Parity | None = Non
         ok = parity.ok and agreement >= AGREEMENT
     else:
         # Not of the largest difference, which is one draw of the rounding's tail.
-        ok = np.isfinite(parity.max_abs) and parity.relative_l2 <= HALF_MARGIN * own.relative_l2
+        ok = np.isfinite(parity.max_abs) and parity.relative_l2 <= MARGIN * own.relative_l2
     return Row(*case.mask_BT.shape, parity, agreement, bool(ok))
 
 

@@ -47,6 +47,18 @@ class MeanAP:
         """Mean over classes and thresholds."""
         return float(self.mAP.mean())
 
+    def summary(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return {
+            "tiou": [round(float(t), 6) for t in self.tiou_K],
+            "mAP": self.mAP.tolist(),
+            "average_mAP": self.average,
+            "per_class": dict(zip(self.class_names, self.ap_KC.T.tolist())),
+            "recall": {f"{k}x": values.tolist() for k, values in self.recall.items()},
+            "num_ground_truth": self.num_ground_truth,
+            "num_predictions": self.num_predictions,
+        }
+
 
 def mean_average_precision(
     ground_truth: Iterable[Any],

@@ -1,5 +1,6 @@
 """Detection in many videos: batch after batch in this process, or spread over the processes of a Ray cluster."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -37,15 +38,11 @@ class Task:
             RunError: a video that cannot be read, or that the detector fails on; names it.
         """
         padding = source.config.loader.padding_value
-        batches = load_batches(self.dataset, plan, padding, padding_multiple(source))
-        for planned, batch in zip(plan, batches):
-            found = detect_videos(source.runner, [batch], self.dataset.settings, source.config.post, self.class_scores)
-            yield planned, [Row(i, len(d), entries_text(i, d, self.class_names)) for i, d in found]
-
-
-def padding_multiple(source: Source) -> int:
-    """Longer videos are padded to a multiple of this."""
-    return math.lcm(source.config.loader.max_div_factor, source.config.model.coarsest_stride)
+        batches = load_batches(self.dataset, plan, padding, source.config.padding_multiple)
+        found = detect_videos(source.runner, batches, self.dataset.settings, source.config.post, self.class_scores)
+        for planned in plan:
+            videos = itertools.islice(found, len(planned.indices))
+            yield planned, [Row(i, len(d), entries_text(i, d, self.class_names)) for i, d in videos]
 
 
 def run_on_ray(

@@ -1,9 +1,7 @@
 """Fusion of detections with external video-level class scores, as is usual for data sets of one activity per video."""
 
-import gzip
 import io
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,9 @@ import numpy as np
 
 from rdfa.data.pickles import load_pickle
 from rdfa.errors import RunError, UsageError
+from rdfa.files import parse_json, read_bytes
 from rdfa.inference.decode import Detections
-from rdfa.inference.results import THUMOS14_CLASSES, parse_json, read_text
+from rdfa.inference.results import THUMOS14_CLASSES, read_text
 from rdfa.inference.videos import find_video
 
 TOPK = 2  # classes taken per video
@@ -136,7 +135,7 @@ class ClassScores:
 
     def _untrimmed_net(self) -> dict[str, np.ndarray]:
         try:
-            array = np.load(io.BytesIO(_bytes(self.path)), allow_pickle=False)
+            array = np.load(io.BytesIO(read_bytes(self.path)), allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise RunError(f"{self.path} is damaged, or no array: {error}") from error
         if array.ndim != 2 or array.shape[1] < max(THUMOS14_CLASSES) or array.dtype.kind not in "fiu":
@@ -145,7 +144,7 @@ class ClassScores:
         return {f"video_test_{row:07d}": scores for row, scores in enumerate(columns, start=1)}
 
     def _unpickled(self) -> Any:
-        data = _bytes(self.path)
+        data = read_bytes(self.path)
         try:
             return load_pickle(data)
         except Exception as error:  # damaged bytes lead to almost any exception
@@ -200,13 +199,3 @@ def _lowest(value: Any) -> float:
         return float(np.min(np.asarray(value, np.float64))) if _entries(value) is None else 0.0
     except (TypeError, ValueError):
         return 0.0
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RunError(f"{path}: truncated or damaged gzip file ({error}): fetch it again") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; check the path") from error

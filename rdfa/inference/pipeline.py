@@ -4,6 +4,8 @@ Shapes: B videos, C channels or classes, T clips of the feature grid, P points o
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,16 +29,19 @@ class Runner(NamedTuple):
 
     forward: (features_BCT float32, mask_BT bool) on the CPU -> cls_logits_BPC, offsets_BP2, point_mask_BP.
     points: T -> points_P4, on the device of the outputs.
+    on_gpu: whether `forward` leaves the processor free, which then decodes the batch before.
     """
 
     forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     points: Callable[[int], Tensor]
+    on_gpu: bool = False
 
 
 def run_module(detector: Detector) -> Runner:
     """A detector on the device where it is, in the form that is fastest there."""
     device, form = next(detector.parameters()).device, inference_form(detector)
-    return Runner(lambda features, mask: form(features.to(device), mask.to(device)), detector.points)
+    forward = lambda features, mask: form(features.to(device), mask.to(device))  # noqa: E731
+    return Runner(forward, detector.points, device.type == "cuda")
 
 
 def run_session(session: Session, settings: ModelSettings) -> Runner:
@@ -46,7 +51,8 @@ def run_session(session: Session, settings: ModelSettings) -> Runner:
         return tuple(map(torch.from_numpy, session.run(features_BCT.numpy(), mask_BT.numpy())))
 
     generator = build_generator(settings)
-    return Runner(forward, lambda num_clips: generator.points(num_clips, device="cpu"))
+    points = lambda num_clips: generator.points(num_clips, device="cpu")  # noqa: E731
+    return Runner(forward, points, session.device.startswith("cuda"))
 
 
 def detect_videos(
@@ -64,18 +70,42 @@ def detect_videos(
     Raises:
         RunError: a video that is too long, or outputs that are not finite; names the video.
     """
-    for batch in batches:
+    for batch, outputs in _outputs(runner, batches):
         clips = batch.mask.sum(dim=1).tolist()
         timings = [timing(video, n, dataset) for video, n in zip(batch.videos, clips)]
         try:
             points_P4 = runner.points(batch.features.shape[-1])
-            with torch.inference_mode():
-                outputs = runner.forward(batch.features, batch.mask)
-            found = detect(*outputs, points_P4, timings, post)
+            found = detect(*outputs(), points_P4, timings, post)
         except RunError as error:
             raise RunError(f"video {', '.join(batch.video_ids)}: {error}") from error
         for video_id, detections in zip(batch.video_ids, found):
             yield video_id, detections if class_scores is None else fuse(detections, class_scores[video_id])
+
+
+def _outputs(runner: Runner, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Callable[[], tuple[Tensor, ...]]]]:
+    """Each batch and what gives its outputs. On a GPU they are computed while the caller is with the batch before."""
+
+    @torch.inference_mode()
+    def forward(batch: Batch) -> tuple[Tensor, ...]:
+        return runner.forward(batch.features, batch.mask)
+
+    if not runner.on_gpu:
+        for batch in batches:
+            yield batch, partial(forward, batch)
+        return
+    batches, last, end = iter(batches), None, None
+    with ThreadPoolExecutor(1) as gpu:
+        while end is None:
+            try:
+                batch = next(batches)
+                ahead = batch, gpu.submit(forward, batch).result
+            except Exception as reason:  # no more batches, or one that cannot be read, after the one before it
+                ahead, end = None, reason
+            if last is not None:
+                yield last
+            last = ahead
+    if not isinstance(end, StopIteration):
+        raise end
 
 
 def timing(video: Video, num_clips: int, dataset: DatasetSettings) -> VideoTiming:

@@ -5,15 +5,14 @@ import gzip
 import json
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from rdfa.errors import RunError, UsageError
-from rdfa.files import replacing
+from rdfa.errors import RunError
+from rdfa.files import parse_json, read_bytes, replacing
 from rdfa.inference.decode import Detections
 
 # Class numbers of the THUMOS14 text format (1..101, the classes of UCF101) that take part in detection.
@@ -119,7 +118,7 @@ def read_results(
             start, end, label, score = parse(row)
             start, end, score = float(start), float(end), float(score)
             ids.append(labels.id_of(label))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise RunError(f"{path}: {where}: {reason}; expected segment [start, end], label and score") from error
         if not math.isfinite(start + end + score):
@@ -132,24 +131,12 @@ def read_results(
 def read_text(path: str | os.PathLike) -> str:
     """The text of a file, decompressed if it is a gzip file."""
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; check the path") from error
-    try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise RunError(f"{path} is damaged or no text file: {error}; copy it again") from error
     if not text.strip():
         raise RunError(f"{path} is empty: whatever should have written it did not end well")
     return text
-
-
-def parse_json(path: str | os.PathLike, text: str) -> Any:
-    """The content of the JSON `text` of the file `path`."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise RunError(f"{path} is not valid JSON: {error}") from error
 
 
 def _entries(video_id: str, detections: Detections, class_names: Mapping[int, str]) -> list[dict]:
@@ -181,8 +168,9 @@ class _Labels:
             return self._id_of_name(label)
         if isinstance(label, bool) or int(label) != label:
             raise ValueError(f"label {label!r} is neither a name nor an id")
-        self.names.setdefault(int(label), str(int(label)))
-        return int(label)
+        number = int(np.int64(int(label)))  # OverflowError: no id is so large
+        self.names.setdefault(number, str(number))
+        return number
 
     def _id_of_name(self, name: str) -> int:
         if name not in self._ids:

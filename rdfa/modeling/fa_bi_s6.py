@@ -66,10 +66,7 @@ class FeatureAggregatedBiS6(nn.Module):
         self.dt_proj.bias.copy_(dt_D + torch.log(-torch.expm1(-dt_D)))  # inverse of softplus
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        y_BLE = self.scans(x_BLC)
-        if x_BLC.is_cuda:
-            return torch.bmm(y_BLE, self.out_proj.weight.t().expand(len(y_BLE), -1, -1))
-        return self.out_proj(y_BLE)
+        return self._fused_forward(x_BLC) if x_BLC.is_cuda else self.out_proj(self.scans(x_BLC))
 
     def scans(self, x_BLC: Tensor) -> Tensor:
         """The gated scans of both directions and all widths, which `out_proj` joins: x_BLC -> y_BLE."""
@@ -107,6 +104,10 @@ class FeatureAggregatedBiS6(nn.Module):
             outputs.append(y_BDL.transpose(1, 2))
         return outputs
 
+    def _fused_forward(self, x_BLC: Tensor) -> Tensor:
+        y_BLE = self._fused_scans(x_BLC)
+        return torch.bmm(y_BLE, self.out_proj.weight.t().expand(y_BLE.shape[0], -1, -1))
+
     def _fused_scans(self, x_BLC: Tensor) -> Tensor:
         batch, length, _ = x_BLC.shape
         xz_B4DL = _product(self.in_proj.weight, x_BLC.transpose(1, 2))
@@ -126,7 +127,8 @@ class FeatureAggregatedBiS6(nn.Module):
 
 def _product(weight: Tensor, x_BDL: Tensor) -> Tensor:
     """weight @ x for each x of the batch, with time adjacent in memory."""
-    return torch.bmm(weight.expand(len(x_BDL), -1, -1), x_BDL)
+    # `len` of a tensor is a constant where a graph is exported.
+    return torch.bmm(weight.expand(x_BDL.shape[0], -1, -1), x_BDL)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

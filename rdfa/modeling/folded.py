@@ -9,6 +9,8 @@ made from, which stay the place to read about the ideas:
 - In the channel gate the mean over the outputs of out_proj is taken once, over its rows: a vector.
 - Rows of x_proj that give B and C serve the first branch only, and are computed for it only.
 - The heads run once, over all pyramid levels in one sequence with zeros between them.
+- In int8 are the large products only. Those of the step sizes, of B and C and the heads' last ones, 4 % of the
+  operations, and everything between products are float32 then.
 - Padding costs little. Rows that a mask sets to zero are not multiplied; before that all padded rows of a video are
   alike, so scans take a few of them and reckon the others in closed form. Only the channel gate's own block, whose
   sequence is the channels, costs the same for every video.
@@ -25,7 +27,7 @@ from torch.nn import functional as F
 
 from ops import library
 from ops.rows.block import TAPS, average_rows, conv_rows, scan_rows
-from ops.rows.linear import linear, pack
+from ops.rows.linear import linear, pack, pack_int8, round_rows, round_weights
 from rdfa.modeling.backbone import BranchBlock, DualBiS6Block, EmbeddingModule
 from rdfa.modeling.detector import Detector, check_input
 from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
@@ -38,7 +40,8 @@ def fold(detector: Detector, dtype: torch.dtype | None = None, packed: bool | No
 
     Args:
         dtype: of weights and activations, the detector's by default. Norms, factors and the scan's state stay float32
-            (float64 in a float64 detector). Inputs and outputs have the detector's dtype whatever this is.
+            (float64 in a float64 detector). Inputs and outputs have the detector's dtype whatever this is. torch.int8
+            is of the large products alone; PyTorch multiplies what it rounds to the same integers, in float32.
         packed: whether products run on the C++ kernels, with weights in their layout; by default where they are fast,
             which is for float32 and bfloat16 on a CPU with AVX2 or AVX-512. Otherwise PyTorch multiplies.
     """
@@ -46,7 +49,7 @@ def fold(detector: Detector, dtype: torch.dtype | None = None, packed: bool | No
     dtype = dtype or weight.dtype
     if packed is None:
         fast = weight.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-        packed = fast and dtype in library.DTYPES and library.available()
+        packed = fast and _floating(dtype) in library.DTYPES and library.available()
     with torch.no_grad():
         return FoldedDetector(detector, dtype, packed).eval().requires_grad_(False)
 
@@ -57,12 +60,12 @@ class FoldedDetector(nn.Module):
     def __init__(self, detector: Detector, dtype: torch.dtype, packed: bool):
         super().__init__()
         self.settings, self.generator, self.start_level = detector.settings, detector.generator, detector.start_level
-        self.dtype, self.outer_dtype = dtype, detector.reg_head.scale[0].scale.dtype
+        self.dtype, self.outer_dtype = _floating(dtype), detector.reg_head.scale[0].scale.dtype
         backbone = detector.backbone
         self.embedding = _Embedding(backbone.embedding_module, dtype, packed)
         self.stem = nn.ModuleList(_Stem(block, dtype, packed) for block in backbone.stem_module.blocks)
         self.branch = nn.ModuleList(_Branch(block, dtype, packed) for block in backbone.branch_module.blocks)
-        self.neck = copy.deepcopy(detector.neck).to(dtype)
+        self.neck = copy.deepcopy(detector.neck).to(self.dtype)
         self.cls_head = _Head(detector.cls_head, detector.cls_head.cls_head, dtype, packed)
         self.reg_head = _Head(detector.reg_head, detector.reg_head.offset_head, dtype, packed)
         self.halo = max(self.cls_head.halo, self.reg_head.halo)
@@ -118,8 +121,13 @@ class _Product(nn.Module):
                  relu=False):  # fmt: skip
         super().__init__()
         self.outputs, self.taps, _ = weight_NWK.shape
-        weight_NWK = weight_NWK.detach().to(dtype, copy=True)
-        self.register_buffer("weight", pack(weight_NWK) if packed else weight_NWK)
+        self.rounds = dtype == torch.int8 and not packed
+        if dtype == torch.int8:
+            weight = (pack_int8 if packed else round_weights)(weight_NWK.detach())
+        else:
+            weight = weight_NWK.detach().to(dtype, copy=True)
+            weight = pack(weight) if packed else weight
+        self.register_buffer("weight", weight)
         self.register_buffer("bias", None if bias is None else _wide(bias.detach()))
         self.register_buffer("in_norm", _norm(in_norm))
         self.register_buffer("out_norm", _norm(out_norm))
@@ -128,8 +136,11 @@ class _Product(nn.Module):
     def forward(
         self, x_SLK: Tensor, scale_SL=None, gate_SN=None, residual_SLN=None, keep_L=None, lengths_S=None
     ) -> Tensor:
+        in_norm = self.in_norm
+        if self.rounds:
+            x_SLK, in_norm = round_rows(x_SLK, in_norm), None
         return linear(
-            x_SLK, self.weight, self.outputs, self.taps, in_norm=self.in_norm, bias=self.bias, scale=scale_SL,
+            x_SLK, self.weight, self.outputs, self.taps, in_norm=in_norm, bias=self.bias, scale=scale_SL,
             out_norm=self.out_norm, relu=self.relu, gate=gate_SN, residual=residual_SLN, keep=keep_L,
             lengths=lengths_S,
         )  # fmt: skip
@@ -146,7 +157,7 @@ class _Embedding(nn.Module):
             pairs = ((module.conv_1, module.ln_1), (module.conv_2, module.ln_2))
             self.products = nn.ModuleList(_conv(conv, dtype, packed, norm) for conv, norm in pairs)
         else:  # no product over neighbouring rows
-            self.module = copy.deepcopy(module).to(dtype)
+            self.module = copy.deepcopy(module).to(_floating(dtype))
 
     def forward(self, x_STC: Tensor, mask_ST: Tensor) -> Tensor:
         if not self.plain:
@@ -161,15 +172,15 @@ class _Scans(nn.Module):
 
     def __init__(self, block: FeatureAggregatedBiS6, norm: nn.LayerNorm | None, dtype: torch.dtype, packed: bool):
         super().__init__()
-        rank = block.dt_rank
+        rank, narrow = block.dt_rank, _floating(dtype)
         self.in_proj = _Product(block.in_proj.weight[:, None], dtype, packed, in_norm=norm)
         taps = [F.pad(conv.weight[:, 0].t(), (0, 0, TAPS - conv.kernel_size[0], 0)) for conv in block.conv1ds]
         taps_K5D = torch.stack([torch.cat([t, conv.bias[None]]) for t, conv in zip(taps, block.conv1ds)])
         self.register_buffer("taps", _wide(taps_K5D))
         self.branches = len(taps)
-        self.dt_rows = _Product(block.x_proj.weight[:rank, None], dtype, packed)
-        self.BC_rows = _Product(block.x_proj.weight[rank:, None], dtype, packed)
-        self.dt_proj = _Product(block.dt_proj.weight[:, None], dtype, packed)
+        self.dt_rows = _Product(block.x_proj.weight[:rank, None], narrow, packed)
+        self.BC_rows = _Product(block.x_proj.weight[rank:, None], narrow, packed)
+        self.dt_proj = _Product(block.dt_proj.weight[:, None], narrow, packed)
         self.register_buffer("A", -torch.exp(_wide(block.A_log)))
         self.register_buffer("D", _wide(block.D))
         self.register_buffer("delta_bias", _wide(block.dt_proj.bias))
@@ -194,7 +205,7 @@ class _Stem(nn.Module):
         self.recurrent, self.bins = block.recurrent, block.adaptive_pool.length
         self.time = _Scans(block.t_mamba, block.ln, dtype, packed)
         self.channels = _Scans(block.c_mamba, None, dtype, packed)
-        self.register_buffer("mean_row", block.c_mamba.out_proj.weight.mean(0).to(dtype))
+        self.register_buffer("mean_row", block.c_mamba.out_proj.weight.mean(0).to(_floating(dtype)))
         self.out_proj = _scaled_projection(block.t_mamba, block.drop_path, dtype, packed)
 
     def forward(self, x_STC: Tensor, factor_ST: Tensor, lengths_S: Tensor) -> Tensor:
@@ -226,7 +237,7 @@ class _Head(nn.Module):
         super().__init__()
         pairs = zip(head.head, head.norm)
         self.tower = nn.ModuleList(_conv(conv.conv, dtype, packed, norm) for conv, norm in pairs)
-        self.last = _conv(last.conv, dtype, packed, relu=isinstance(head, PtTransformerRegHead))
+        self.last = _conv(last.conv, _floating(dtype), packed, relu=isinstance(head, PtTransformerRegHead))
         self.halo = last.conv.padding[0]
 
     def forward(self, x_SPC: Tensor, mask_SP: Tensor, scale_SP: Tensor, keep_P: Tensor) -> Tensor:
@@ -247,6 +258,11 @@ def _conv(conv: nn.Conv1d, dtype: torch.dtype, packed: bool, norm: nn.Module | N
 
 def _scaled_projection(block: FeatureAggregatedBiS6, drop_path: nn.Module, dtype, packed: bool) -> _Product:
     return _Product(drop_path.scale.view(-1, 1, 1) * block.out_proj.weight[:, None], dtype, packed)
+
+
+def _floating(dtype: torch.dtype) -> torch.dtype:
+    """Of activations, and of what isn't multiplied in int8."""
+    return torch.float32 if dtype == torch.int8 else dtype
 
 
 def _norm(module: nn.Module | None) -> Tensor | None:

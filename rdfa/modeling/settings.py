@@ -160,6 +160,11 @@ class ModelSettings:
         for name, (value, wanted) in expected.items():
             if value != wanted:
                 raise UsageError(f"{name} is {value}, but the parts before it give {wanted}: set both alike")
+        for name, head in (("PtTransformerClsHead", self.cls_head), ("PtTransformerRegHead", self.reg_head)):
+            if head.kernel_size % 2 == 0:
+                raise UsageError(
+                    f"{name}.kernel_size = {head.kernel_size} changes the sequence length: give an odd number"
+                )
         for label in self.cls_head.empty_cls:
             if label >= self.cls_head.num_classes:
                 raise UsageError(

@@ -28,7 +28,7 @@ class _Backend(NamedTuple):
     packages: tuple[str, ...]
     remedy: str
     library: str | None = None  # format of the native library that it cannot do without
-    kernels: dict[str, str] = {}  # device -> format of the file with kernels that it uses where there is one
+    kernels: dict[str, tuple[str, ...]] = {}  # device -> formats of the files with kernels that it uses where there are
 
 
 _BACKENDS = {
@@ -41,14 +41,14 @@ _BACKENDS = {
         ("torch",),
         "pip install rdfa-s6",
         library="library",
-        kernels={"cuda": "cubins"},  # which the library opens by itself
+        kernels={"cuda": ("cubins",)},  # which the library opens by itself
     ),
     "onnxruntime": _Backend(
         "onnx_backend",
         {"cpu": "onnx", "cuda": "onnx_gpu"},
         ("onnxruntime",),
         "pip install 'rdfa-s6[onnx]'",
-        kernels={"cpu": "onnx_library"},
+        kernels={"cpu": ("onnx_library",), "cuda": ("onnx_library", "cubins")},
     ),
     "openvino": _Backend("openvino_backend", {"cpu": "onnx_inlined"}, ("openvino",), "pip install 'rdfa-s6[openvino]'"),
     "aoti": _Backend(
@@ -57,7 +57,7 @@ _BACKENDS = {
         ("torch",),
         "pip install rdfa-s6",
         library="library",
-        kernels={"cuda": "cubins"},
+        kernels={"cuda": ("cubins",)},
     ),
 }
 
@@ -134,9 +134,10 @@ def open_file(
     if reason is not None:
         raise UsageError(f"backend {backend} cannot run {os.fspath(artifact_dir)}: {reason}")
     manifest = manifests.read(artifact_dir)
-    natives = [chosen.library, chosen.kernels.get(device.partition(":")[0])]
+    natives = [chosen.library, *chosen.kernels.get(device.partition(":")[0], ())]
     names = [manifests.find(manifest, file_format) for file_format in natives if file_format]
     manifests.verify(artifact_dir, manifest, [file, *filter(None, names)])
+    manifests.check_features(artifact_dir, manifest)
     module = importlib.import_module(f"{__name__}.{chosen.module}")
     call = module.start(Path(artifact_dir) / file, manifest, device, threads, **options)
     return Session(manifest, backend, device, call, manifest["files"][file].get("dtype", "float32"))

@@ -6,7 +6,7 @@ Shapes: B batch, C feature channels, T time steps.
 import bisect
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class GraphedDetector:
 
     def __init__(self, detector: Callable[[Tensor, Tensor], tuple[Tensor, ...]], graphs: int = 8):
         self._detector, self._most = detector, graphs
-        self._graphs: OrderedDict[tuple, _Recording] = OrderedDict()
+        self._graphs: OrderedDict[tuple, Recording] = OrderedDict()
         self._seen: set[tuple] = set()
 
     @torch.inference_mode()
@@ -45,33 +45,41 @@ class GraphedDetector:
                 return self._detector(features, mask)
             if len(self._graphs) == self._most:
                 self._graphs.popitem(last=False)
-            self._graphs[key] = _record(self._detector, features, mask, size)
+            own = tuple(t.new_zeros(size, *t.shape[1:]) for t in (features, mask))
+            self._graphs[key] = record(self._detector, own)
         self._graphs.move_to_end(key)
         recording = self._graphs[key]
-        for given, own in ((features, recording.features), (mask, recording.mask)):
+        for given, own in zip((features, mask), recording.inputs):
             own[:batch].copy_(given, non_blocking=True)
             own[batch:].zero_()
         recording.graph.replay()
-        return tuple(output[:batch].clone() for output in recording.outputs)
+        return tuple(output[:batch].clone() for output in recording.output)
 
 
-class _Recording(NamedTuple):
+class Recording(NamedTuple):
+    """`graph.replay()` computes `output` from `inputs`, tensors that stay where they are."""
+
     graph: torch.cuda.CUDAGraph
-    features: Tensor
-    mask: Tensor
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+    output: Any
 
 
-def _record(detector, features, mask, size):
-    own = [t.new_zeros(size, *t.shape[1:]) for t in (features, mask)]
+def record(function: Callable[..., Any], inputs: tuple[Tensor, ...], pool: Any = None) -> Recording:
+    """The launches of `function(*inputs)`, which is called `WARM_UP` times first.
+
+    Args:
+        pool: `graph.pool()` of a recording that will never run at the same time: its memory is shared. An output is
+            then to be read before the next replay of either.
+    """
+    device = inputs[0].device
     # The first calls compile and load kernels and choose algorithms, which a recording forbids.
-    stream = torch.cuda.Stream(features.device)
-    stream.wait_stream(torch.cuda.current_stream(features.device))
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            detector(*own)
-    torch.cuda.current_stream(features.device).wait_stream(stream)
+            function(*inputs)
+    torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = tuple(detector(*own))
-    return _Recording(graph, *own, outputs)
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may load data
+        output = function(*inputs)
+    return Recording(graph, inputs, output)

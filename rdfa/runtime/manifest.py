@@ -4,6 +4,7 @@
     OUT/detector.ts.pt       TorchScript        OUT/detector.onnx     ONNX (.gpu, .inlined, .float16: its variants)
     OUT/detector.pt2         AOTInductor        OUT/model.safetensors weights
     OUT/librdfa_ops.so       operators for TorchScript and AOTInductor, librdfa_ort.so for ONNX Runtime
+    OUT/librdfa_ops.cubins   their kernels for GPUs
 
 Standard library only: an artifact is read on machines that have nothing else.
 """
@@ -21,6 +22,17 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 # The sections a manifest of this version has, and their types.
 SECTIONS = {"config": str, "features": dict, "classes": list, "files": dict, "versions": dict}
+# What `rdfa.deploy.manifest.feature_spec` writes, as far as running a detector takes it.
+FEATURES = {
+    "dimension",
+    "stride",
+    "num_frames",
+    "downsample_rate",
+    "max_seq_len",
+    "multiple",
+    "max_time",
+    "padding_value",
+}
 
 
 def read(directory: str | os.PathLike) -> dict[str, Any]:
@@ -48,6 +60,13 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(entry, dict) or not {"format", "sha256", "size"} <= entry.keys():
             raise RunError(f"{path}: the entry of {name!r} lacks format, size or sha256: export the artifact again")
     return manifest
+
+
+def check_features(directory: str | os.PathLike, manifest: dict[str, Any]) -> None:
+    """Raises RunError unless the manifest says all about features that running a detector takes."""
+    if missing := FEATURES - manifest["features"].keys():
+        path = Path(directory) / MANIFEST
+        raise RunError(f"{path}: 'features' lacks {', '.join(sorted(missing))}: export the artifact again")
 
 
 def verify(directory: str | os.PathLike, manifest: dict[str, Any], names: Iterable[str] | None = None) -> None:

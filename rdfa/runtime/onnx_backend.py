@@ -1,10 +1,13 @@
 """ONNX Runtime backend: numpy and onnxruntime, nothing else.
 
 The detector's file carries each selective scan as a node with a function that defines it. With the artifact's
-``librdfa_ort.so`` registered the node runs as one native kernel; without it ONNX Runtime inlines the function.
+``librdfa_ort.so`` registered the node runs as one native kernel, on a GPU those of ``librdfa_ops.cubins`` beside it;
+without it ONNX Runtime inlines the function.
 """
 
+import contextlib
 import json
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -45,12 +48,29 @@ def start(
     kind = device.partition(":")[0]
     if PROVIDERS[kind] not in onnxruntime.get_available_providers():
         raise UsageError(f"this onnxruntime has no {PROVIDERS[kind]}: pip install 'rdfa-s6[gpu]' in place of [onnx]")
-    # The library has kernels for the CPU only; on another device its operators would pull the scans back there.
-    library = _library(path.parent, manifest) if native and kind == "cpu" else None
+    if kind == "cuda":
+        # Those of CUDA and cuDNN that pip installed, which nothing else finds; it prints what is missing.
+        with contextlib.redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+    library = _library(path.parent, manifest) if native and _has_kernels(manifest, kind) else None
     call = OnnxCall(path, library, device, threads, manifest["features"])
     if kind != "cpu" and not host_nodes:
-        _refuse_host_nodes(path, device, call.nodes())
+        _refuse_host_nodes(path, device, _tried(path, device, call))
     return call
+
+
+def _tried(path: Path, device: str, call: "OnnxCall") -> list[Node]:
+    """The nodes of a trial run, in which a GPU's libraries show what they lack."""
+    try:
+        return call.nodes()
+    except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path} does not run on {device}: {reason}") from error
+
+
+def _has_kernels(manifest: dict[str, Any], kind: str) -> bool:
+    """Whether the artifact's library computes there: on a GPU it needs the compiled kernels."""
+    return kind == "cpu" or manifests.find(manifest, "cubins") is not None
 
 
 def _library(directory: Path, manifest: dict[str, Any]) -> Path | None:
@@ -105,10 +125,13 @@ class OnnxCall:
 
     def _open(self, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         kind, _, index = self._device.partition(":")
-        provider = (PROVIDERS[kind], {"device_id": index} if index else {})
+        # By default products and convolutions of float32 would round their inputs to TF32, which costs three digits.
+        options_of = {"cpu": {}, "cuda": {"device_id": index or "0", "use_tf32": "0"}}
+        provider = (PROVIDERS[kind], options_of[kind])
         session = onnxruntime.InferenceSession(str(self._path), options, providers=[provider])
         if PROVIDERS[kind] not in session.get_providers():
             raise RunError(f"onnxruntime finds no device for {PROVIDERS[kind]} here: use 'cpu'")
+        session.disable_fallback()  # to the CPU, in the middle of a run that fails
         return session
 
 

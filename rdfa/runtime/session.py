@@ -10,7 +10,8 @@ import numpy as np
 
 from rdfa.errors import RunError
 
-DTYPES = ("float32", "float16", "bfloat16")  # that files compute in; inputs and outputs are float32 in any case
+# That files compute in; inputs and outputs are float32 in any case. int8: the large products, on a CPU.
+DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
 class Outputs(NamedTuple):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rdfa.data.annotations import LEAST, MOST
 from rdfa.data.dataset import resized_video
 from rdfa.data.transforms import pad_features, padded_length, resize_features
 from rdfa.errors import RunError
@@ -30,8 +31,6 @@ from rdfa.serve.refusals import BadRequest
 from rdfa.settings import nearest
 
 Arrays = dict[str, np.ndarray]
-# What the frame rate and the duration of a video may be: times in seconds stay numbers, also in float32.
-LEAST, MOST = 1e-6, 1e9
 DTYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "BOOL": np.bool_, "BYTES": np.object_}
 
 
@@ -127,7 +126,7 @@ class Detections:
         numbers = {name: float(arrays[name][0]) for name in ("fps", "duration") if name in arrays}
         for name, value in numbers.items():
             if not LEAST <= value <= MOST:
-                raise BadRequest(f"{name} = {value}: give a number from {LEAST:g} to {MOST:g}")
+                raise BadRequest(f"{name} = {value}: give a positive number ({LEAST:g} to {MOST:g})")
         fps, duration = numbers.get("fps", dataset.default_fps), numbers.get("duration")
         if fps is None and not (dataset.resize and duration is not None):
             raise BadRequest(f"the frame rate of the video is unknown: send fps{' or duration' * dataset.resize}")
@@ -173,7 +172,7 @@ def run(source: Source, jobs: Sequence[Job]) -> list[Arrays | Exception]:
             results.append(job.finish(*(output[rows] for output in outputs)))
         except RunError as error:  # not finite: that is this video's fault alone
             results.append(BadRequest(f"no detections: {error}"))
-        except Exception as error:  # the server's fault, but none of the other requests'
+        except Exception as error:  # no fault of the other videos
             results.append(error)
     return results
 

@@ -22,8 +22,10 @@ FREE_TO_CHANGE = {
     "Training.checkpoint_every",
     "Training.keep_checkpoints",
     "Training.device",
-    "Training.accumulate",  # like the number of processes, these two change how a gradient is computed, not which
+    "Training.accumulate",  # like the number of processes, these change how a gradient is computed, not which
     "Training.recompute_stem",
+    "Training.cuda_graph",
+    "PointGenerator.max_buffer_len_factor",  # only how long a video may be
     "Dataset.annotation_file",  # the same data in another place
     "Dataset.feature_dir",
     "Loader.pin_memory",

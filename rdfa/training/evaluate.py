@@ -9,7 +9,6 @@ from rdfa.config import Config
 from rdfa.data.annotations import AnnotationSet, load_annotations
 from rdfa.data.dataset import FeatureDataset, make_loader
 from rdfa.errors import UsageError
-from rdfa.evaluate import summary
 from rdfa.evaluation.mean_ap import MeanAP, mean_average_precision
 from rdfa.inference.decode import Detections
 from rdfa.inference.fusion import AGNOSTIC_NAMES, ClassScores
@@ -95,7 +94,7 @@ def _measure(config: Config, run_dir: Path, checkpoint: str, processes: Processe
     numbers = {label: str(label) for label in range(config.dataset.num_classes)}  # for classes without a name
     used = evaluator.class_scores.description if evaluator.class_scores else ""
     write_results(run_dir / "detections.json", detections, numbers | evaluator.class_names, used)
-    write_json(run_dir / "test.json", {"checkpoint": folder.name, **summary(result)}, indent=1)
+    write_json(run_dir / "test.json", {"checkpoint": folder.name, **result.summary()}, indent=1)
     say(f"{folder}: {describe(result)}. Written: {run_dir / 'test.json'}, {run_dir / 'detections.json'}")
 
 

@@ -5,6 +5,7 @@ Shapes: B videos, C channels or classes, T frames of the feature grid, P points 
 
 import contextlib
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +15,30 @@ from rdfa.data.dataset import Batch
 from rdfa.errors import UsageError
 from rdfa.modeling.detector import Detector
 from rdfa.modeling.layers import rows_of_batch
+from rdfa.runtime.torch_device import tf32_products
 from rdfa.training.losses import criterion
 from rdfa.training.processes import Processes
+from rdfa.training.recording import RecordedGradients, rng_state, set_rng_state
 from rdfa.training.targets import assign_targets
+
+LOSSES = ("cls_loss", "reg_loss", "loss")
+
+
+class Part(NamedTuple):
+    """Some rows of a batch with their targets, on the device."""
+
+    features_BCT: Tensor
+    mask_BT: Tensor
+    cls_targets_BPC: Tensor
+    offset_targets_BP2: Tensor
+
+
+class ReadyBatch(NamedTuple):
+    """A process's rows of a batch, in the parts that it computes one after the other."""
+
+    parts: list[Part]
+    positives: Tensor  # points that learn an action: an integer scalar on the device
+    video_ids: list[str]
 
 
 class BatchGradient:
@@ -28,8 +50,11 @@ class BatchGradient:
     rows. So the gradient is that of one process that computes the batch at once, up to the rounding of sums, and all
     processes are at the same state of the random generator at all times.
 
-    With Training.precision other than float32 the detector runs under autocast; float16 scales the loss, by a factor
+    With Training.precision float16 and bfloat16 the detector runs under autocast; float16 scales the loss, by a factor
     that `scaler` adapts, so that small gradients survive.
+
+    `recorder` is set where parts are recorded as CUDA graphs (Training.cuda_graph). Gradients must then be zeroed in
+    place before each batch.
 
     Raises:
         UsageError: a batch that is too small to be divided.
@@ -41,55 +66,77 @@ class BatchGradient:
         self._check(config.loader.batch_size, training.accumulate)
         model.backbone.stem_module.recompute(training.recompute_stem)
         self.network = processes.replicate(model, device)
-        self.dtype = getattr(torch, training.precision)
+        self.products = tf32_products if training.precision == "tf32" else contextlib.nullcontext
+        self.dtype = torch.float32 if training.precision == "tf32" else getattr(torch, training.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self._points: dict[int, Tensor] = {}
+        # DistributedDataParallel and checkpointing do things in a backward that a graph can't hold.
+        records = training.cuda_graph and device.type == "cuda" and processes.world == 1 and not training.recompute_stem
+        self.recorder = RecordedGradients(model.parameters(), device) if records else None
 
-    def __call__(self, batch: Batch, rows: range, total: int) -> dict[str, Tensor]:
+    def prepare(self, batch: Batch) -> ReadyBatch:
+        """`batch`, this process's rows of the whole one, on the device, with targets; doesn't wait for the device."""
+        parts, counts = [], []
+        for rows in divide(batch, min(self.config.engine.training.accumulate, len(batch.features))):
+            features_BCT = rows.features.to(self.device, non_blocking=True)
+            mask_BT = rows.mask.to(self.device, non_blocking=True)
+            points_P4 = self._points_of(features_BCT.shape[-1])
+            cls_targets_BPC, offset_targets_BP2 = self._targets(rows, points_P4)
+            point_mask_BP = mask_BT[:, points_P4[:, 0].long()]  # a point is valid where its clip is
+            counts.append((point_mask_BP & (cls_targets_BPC > 0).any(dim=-1)).sum())
+            parts.append(Part(features_BCT, mask_BT, cls_targets_BPC, offset_targets_BP2))
+        return ReadyBatch(parts, torch.stack(counts).sum(), batch.video_ids)
+
+    def __call__(self, batch: ReadyBatch, rows: range, total: int) -> dict[str, Tensor]:
         """Add the gradient (times the factor of `scaler`) to the parameters; returns the losses of the whole batch.
 
         Args:
-            batch: this process's rows of the whole batch.
-            rows, total: which of how many (see `Loader.rows`); none: `batch` is padding.
+            batch: see `prepare`.
+            rows, total: which of how many rows it is (see `Loader.rows`); none: `batch` is padding.
         """
-        parts = divide(batch, min(self.config.engine.training.accumulate, len(batch.features)))
-        targets = [self._targets(part) for part in parts]
-        positives = self.processes.sum(torch.stack([count for _, _, count in targets]).sum())
+        positives = self.processes.sum(batch.positives)
         # Padding draws as any row does, and uses what it likes.
         first = rows.start if len(rows) else 0
-        before, losses = _rng_state(self.device), []
-        for index, (part, part_targets) in enumerate(zip(parts, targets)):
+        before, losses = rng_state(self.device), []
+        for index, part in enumerate(batch.parts):
             if index:
-                _set_rng_state(self.device, before)
-            is_last = index == len(parts) - 1
+                set_rng_state(self.device, before)
+            is_last = index == len(batch.parts) - 1
             with contextlib.nullcontext() if is_last else self._unshared(), rows_of_batch(self.model, first, total):
-                losses.append(self._backward(part, *part_targets[:2], positives))
-            first += len(part.features)
-        totals = self.processes.sum(torch.stack([torch.stack(list(terms.values())) for terms in losses]).sum(dim=0))
-        return dict(zip(losses[0], totals))
+                losses.append(self._part(part, positives, (first, total)))
+            first += len(part.mask_BT)
+        return dict(zip(LOSSES, self.processes.sum(torch.stack(losses).sum(dim=0))))
 
-    def _backward(self, part: Batch, cls_targets_BPC: Tensor, offset_targets_BP2: Tensor, positives: Tensor) -> dict:
-        features_BCT, mask_BT = part.features.to(self.device), part.mask.to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = self.network(features_BCT, mask_BT)
-        losses = criterion(*outputs, cls_targets_BPC, offset_targets_BP2, self.config.engine.criterion, positives)
-        # Several processes average their gradients, but the terms of the loss are to be added.
-        self.scaler.scale(losses["loss"] * self.processes.world).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
+    def _part(self, part: Part, positives: Tensor, rows: tuple[int, int]) -> Tensor:
+        if self.recorder is None:
+            return self._backward(*part, positives)
+        return self.recorder(self._backward, rows, *part, positives)
 
-    def _targets(self, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Class and offset targets, and the number of positive points."""
+    def _backward(self, features_BCT, mask_BT, cls_targets_BPC, offset_targets_BP2, positives) -> Tensor:
+        """Add the gradient of a part; returns its terms of `LOSSES`."""
+        with self.products():
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                outputs = self.network(features_BCT, mask_BT)
+            losses = criterion(*outputs, cls_targets_BPC, offset_targets_BP2, self.config.engine.criterion, positives)
+            # Several processes average their gradients, but the terms of the loss are to be added.
+            self.scaler.scale(losses["loss"] * self.processes.world).backward()
+        return torch.stack([losses[name].detach() for name in LOSSES])
+
+    def _targets(self, rows: Batch, points_P4: Tensor) -> tuple[Tensor, Tensor]:
         settings = self.config.engine.criterion
-        points_P4 = self.model.points(part.features.shape[-1])
-        cls_targets_BPC, offset_targets_BP2 = assign_targets(
+        return assign_targets(
             points_P4,
-            part.segments,
-            part.labels,
+            rows.segments,
+            rows.labels,
             self.config.model.cls_head.num_classes,
             settings.center_sample,
             settings.center_sample_radius,
         )
-        point_mask_BP = part.mask.to(self.device)[:, points_P4[:, 0].long()]  # a point is valid where its clip is
-        return cls_targets_BPC, offset_targets_BP2, (point_mask_BP & (cls_targets_BPC > 0).any(dim=-1)).sum()
+
+    def _points_of(self, num_frames: int) -> Tensor:
+        if num_frames not in self._points:
+            self._points[num_frames] = self.model.points(num_frames)
+        return self._points[num_frames]
 
     def _unshared(self) -> contextlib.AbstractContextManager:
         """Gradients stay in this process: they are exchanged once, after the last part."""
@@ -116,14 +163,3 @@ def divide(batch: Batch, parts: int) -> list[Batch]:
     total = len(batch.features)
     cuts = [total * part // parts for part in range(parts + 1)]
     return [Batch(*(column[start:stop] for column in batch)) for start, stop in itertools.pairwise(cuts)]
-
-
-def _rng_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_rng_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

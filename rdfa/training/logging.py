@@ -72,7 +72,7 @@ def start_wandb(config: Config, run_dir: Path) -> Any | None:
     try:
         import wandb
     except ImportError:
-        say("a wandb key is given, but wandb is missing: pip install wandb. Training goes on with TensorBoard alone")
+        say("a wandb key is given, but wandb is missing: pip install 'rdfa-s6[wandb]'. Training goes on without it")
         return None
     name = settings.name or run_dir.resolve().name
     os.environ["WANDB_API_KEY"] = key  # wandb.login would write it to ~/.netrc

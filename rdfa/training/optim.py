@@ -1,5 +1,7 @@
 """Optimisers with the published parameter groups, and clipping of the gradient."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,9 +36,17 @@ def build_optimizer(model: nn.Module, settings: EngineSettings) -> torch.optim.O
         {"params": [parameters[name] for name in names], "weight_decay": weight_decay}
         for names, weight_decay in zip(parameter_groups(model), (chosen.weight_decay, 0.0))
     ]
+    fused = True if next(model.parameters()).is_cuda else None  # a few launches for all parameters
     if settings.optimizer.name == "SGD":
-        return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.momentum)
-    return torch.optim.AdamW(groups, lr=chosen.lr)
+        return torch.optim.SGD(groups, lr=chosen.lr, momentum=chosen.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=chosen.lr, fused=fused)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a state_dict that was saved on any device: how the step is computed stays the optimiser's own."""
+    own = optimizer.param_groups
+    groups = [{**saved, "fused": group["fused"]} for saved, group in zip(state["param_groups"], own)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

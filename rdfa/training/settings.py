@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rdfa.errors import UsageError
 from rdfa.settings import Settings, setting
 
 
@@ -21,8 +22,9 @@ class TrainingSettings(Settings):
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))
     precision: str = setting(
         "float32",
-        choices=("float32", "float16", "bfloat16"),
-        doc="of activations in training; weights, losses and evaluation stay float32",
+        choices=("float32", "tf32", "float16", "bfloat16"),
+        doc="of activations in training; weights, losses and evaluation stay float32. On a GPU torch rounds the inputs "
+        "of float32 convolutions to TF32; with tf32 those of all products",
     )
     accumulate: int = setting(
         1, ge=1, doc="parts in which a process computes its share of a batch: less memory, the same gradient"
@@ -30,6 +32,14 @@ class TrainingSettings(Settings):
     recompute_stem: bool = setting(
         False, doc="gradient checkpointing: the backward computes the stem again instead of keeping its activations"
     )
+    cuda_graph: bool = setting(
+        False, doc="record a GPU's forward and backward once and replay it: one process, without recompute_stem"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.tiou:
+            raise UsageError("Training.tiou = (): give at least one threshold")
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,13 @@ def assign_targets(
     points = points_P4[:, :, None]
     t_P1, low_P1, high_P1, stride_P1 = points[:, 0], points[:, 1], points[:, 2], points[:, 3]
     # Padding with the empty segment (0, 0), in which no point lies; one row at least, so that a minimum exists.
-    segments_BN2 = pad_sequence([_at_least_one(s.to(points_P4)) for s in segments], batch_first=True)
-    labels_BN = pad_sequence([_at_least_one(ids.to(points_P4.device)) for ids in labels], batch_first=True)
+    segments_BN2 = pad_sequence([_at_least_one(s) for s in segments], batch_first=True)
+    labels_BN = pad_sequence([_at_least_one(ids) for ids in labels], batch_first=True)
     if bool(((labels_BN < 0) | (labels_BN >= num_classes)).any()):
         raise ValueError(
             f"labels span {int(labels_BN.min())} to {int(labels_BN.max())}, but there are {num_classes} classes"
         )
+    segments_BN2, labels_BN = segments_BN2.to(points_P4), labels_BN.to(points_P4.device)
 
     start_B1N, end_B1N = segments_BN2[:, None, :, 0], segments_BN2[:, None, :, 1]
     left_BPN, right_BPN = t_P1 - start_B1N, end_B1N - t_P1

@@ -4,13 +4,14 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from rdfa.config import Config
 from rdfa.data.annotations import load_annotations
-from rdfa.data.dataset import Batch, FeatureDataset, make_loader
+from rdfa.data.dataset import FeatureDataset, make_loader
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.run_dir import (
@@ -31,9 +32,10 @@ from rdfa.training.checkpoint import (
 )
 from rdfa.training.ema import ModelEMA
 from rdfa.training.evaluate import Evaluator, describe
-from rdfa.training.gradient import BatchGradient
+from rdfa.training.feed import Feed
+from rdfa.training.gradient import BatchGradient, ReadyBatch
 from rdfa.training.logging import MetricsLog, ProgressReport, say
-from rdfa.training.optim import build_optimizer, clip_gradients
+from rdfa.training.optim import build_optimizer, clip_gradients, restore_optimizer
 from rdfa.training.processes import ALONE, Processes, joined, resolve_device
 from rdfa.training.schedules import build_schedule, set_lr
 
@@ -118,8 +120,9 @@ class Trainer:
         title = f"epoch {self.epoch}/{training.max_epochs}"
         self.model.train()
         with ProgressReport(title, len(self.loader), training.print_freq, done=self.batch) as progress:
-            for batch in self.loader.epoch(self.epoch, start=self.batch):
-                values = self._iteration(batch)
+            feed = Feed(self.loader.epoch(self.epoch, start=self.batch), self.gradient.prepare, self.device)
+            for batch in feed:
+                values = self._iteration(batch, feed.look_ahead)
                 progress.step(f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  |grad| {values['grad_norm']:.3g}")
                 if (
                     training.checkpoint_every
@@ -129,6 +132,8 @@ class Trainer:
                     self._save(mAP=None)
         averages = {name: total / self.batch for name, total in self.sums.items()}
         averages["lr"] = values["lr"]
+        if self.device.type == "cuda":
+            averages["memory_mb_per_video"] = self.memory_per_video() / 2**20
         self._write_metrics("train", {**averages, "seconds": round(time.monotonic() - started, 3)})
         say(f"{title}  average " + "  ".join(f"{name} {value:.4g}" for name, value in averages.items()))
         if averages["reg_loss"] == 0:
@@ -138,14 +143,26 @@ class Trainer:
                 sys.stderr,
             )
 
-    def _iteration(self, batch: Batch) -> dict[str, float]:
-        """One step of the optimiser and the average; the losses, norm of the gradient and rate it went with."""
+    def memory_per_video(self) -> float:
+        """Bytes of a GPU that each video took at the peak, beside weights, averages, gradients and moments."""
+        held = [*self.model.parameters(), *self.ema.module.parameters()]
+        held += [p.grad for p in self.model.parameters() if p.grad is not None]
+        held += [x for state in self.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+        videos = -(-self.config.loader.batch_size // (self.processes.world * self.config.engine.training.accumulate))
+        return (torch.cuda.max_memory_allocated(self.device) - sum(x.nbytes for x in held)) / videos
+
+    def _iteration(self, batch: ReadyBatch, meanwhile: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """One step of the optimiser and the average; the losses, norm of the gradient and rate it went with.
+
+        `meanwhile` is called while the device computes the gradient.
+        """
         lr = self.schedule(self.step)
         set_lr(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.gradient.recorder is None)
         losses = self.gradient(batch, *self.loader.rows(self.batch))
         self.scaler.unscale_(self.optimizer)
         losses["grad_norm"] = clip_gradients(self.model, self.config.engine.training.clip_grad_l2norm)
+        meanwhile()
         values = dict(zip(losses, torch.stack(list(losses.values())).tolist()))  # one wait for the device
         if self.scaler.is_enabled():
             self._note_overflow(values)
@@ -166,7 +183,7 @@ class Trainer:
         if overflow:
             values["grad_norm"] = 0.0
 
-    def _require_finite(self, values: dict[str, float], batch: Batch) -> None:
+    def _require_finite(self, values: dict[str, float], batch: ReadyBatch) -> None:
         for name, value in values.items():
             if not math.isfinite(value):  # in all processes, since their sums are the same
                 ids = [video_id for share in self.processes.collect(batch.video_ids) for video_id in share]
@@ -231,7 +248,7 @@ class Trainer:
                 f"{checkpoint} was trained on {state['batches_per_epoch']} batches per epoch, the data now gives "
                 f"{len(self.loader)}: restore Dataset.annotation_file and feature_dir, or train in another --run_dir"
             )
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state.get("scaler"))
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.sums, self.best_mAP = state["sums"], state["best_mAP"]

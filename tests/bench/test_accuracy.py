@@ -2,17 +2,17 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from ops import library
 from rdfa import config, detect, evaluate, runtime
 from rdfa.bench import accuracy
-from rdfa.bench.accuracy import GivenSet
 from rdfa.bench.candidates import Candidate
 from rdfa.bench.results import Row
 from rdfa.errors import RunError
+from rdfa.evaluation.given_set import GivenSet
 from rdfa.runtime import manifest as manifests
+from tests.deploy import artifacts
 from tests.deploy.artifacts import tiny_artifact
 
 if not library.loaded():
@@ -20,27 +20,8 @@ if not library.loaded():
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory) -> GivenSet:
-    """Three videos whose ground truth is something that the tiny detector finds, moved a little."""
-    folder = tmp_path_factory.mktemp("set")
-    database, rng = {}, np.random.default_rng(3)
-    for name in ("v1", "v2", "v3"):
-        np.save(folder / f"{name}.npy", rng.standard_normal((40, 6)).astype(np.float32))
-        database[name] = {"subset": "Test", "duration": 20.0, "fps": 10.0, "annotations": []}
-    path = folder / "annotations.json"
-    path.write_text(json.dumps({"version": "x", "database": database}))
-    found = folder / "found.json"
-    flags = ["--artifact", tiny_artifact(), "--backend", "eager", "--features", folder, "--annotations", path]
-    detect.main([str(f) for f in [*flags, "--subset", "Test", "--output", found]])
-    for name, entries in json.loads(found.read_text())["results"].items():
-        best = sorted(entries, key=lambda entry: -entry["score"])[:4]
-        database[name]["annotations"] = [
-            {"label": e["label"], "label_id": int(e["label"].rpartition("_")[2]) if "_" in e["label"] else
-             ["jump", "throw"].index(e["label"]), "segment": [e["segment"][0], e["segment"][1] + 0.2]}
-            for e in best
-        ]  # fmt: skip
-    path.write_text(json.dumps({"version": "x", "database": database}))
-    return GivenSet(str(path), (str(folder),), "Test")
+def given() -> GivenSet:
+    return artifacts.given_set()
 
 
 def fill(given, backend, name="eager"):

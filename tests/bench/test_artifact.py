@@ -14,7 +14,7 @@ from rdfa import cli, runtime
 from rdfa.bench import artifact_command, backends
 from rdfa.bench.reference import PlainDetector
 from rdfa.inference.settings import PostProcessingSettings
-from tests.deploy.artifacts import tiny_artifact
+from tests.deploy.artifacts import int8_artifact, tiny_artifact
 
 FAST = ("--device", "cpu", "--threads", "1", "--seconds", "0.02", "--time", "34")
 
@@ -64,6 +64,18 @@ def test_a_place_that_cannot_take_the_results_is_told_before_anything_is_measure
     (tmp_path / name).write_text("backend,p50\n")
     assert run(tmp_path / "bench") == (2 if name == "bench" else 1)
     assert str(tmp_path / name) in capsys.readouterr().err
+
+
+def test_int8_is_measured_beside_its_errors_and_the_mean_average_precision_of_its_export(tmp_path, capsys):
+    flags = ["--artifact", int8_artifact(), "--output", tmp_path, *FAST, "--dtype", "int8", "--backends", "torchscript"]
+    assert cli.run(serve_bench.main, [str(flag) for flag in flags]) == 0, capsys.readouterr().err
+    for row in rows_of(tmp_path).values():
+        assert row["verdict"] == "valid" and row["dtype"] == "int8" and row["parity"]["max_abs"] > 1e-3
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["environment"]["peaks"]["matmul_gflops"]["int8"] > 0
+    gate = document["environment"]["benchmark"]["map_gates"]["detector.ts.int8.pt"]
+    line = f"detector.ts.int8.pt, when exported: average mAP {gate['average_map']:.4f} on 3 videos"
+    assert line in (tmp_path / "report.html").read_text() and line in capsys.readouterr().out
 
 
 def test_all_scenarios_have_verdict_parity_and_logs(tmp_path, capsys, monkeypatch):

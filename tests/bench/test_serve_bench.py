@@ -34,7 +34,7 @@ def run(*argv) -> int:
         (("--artifact", "a", "--output", "o", "--time", "0"), "'0' is no list of positive integers"),
         (("--artifact", "a", "--output", "o", "--threads", "0"), "--threads 0: give at least 1"),
         (("--artifact", "a", "--output", "o", "--seconds", "-1"), "--seconds -1.0: give a positive number"),
-        (("--artifact", "a", "--output", "o", "--dtype", "int8"), "'int8' is unknown; valid: all, float32"),
+        (("--artifact", "a", "--output", "o", "--dtype", "int4"), "'int4' is unknown; valid: all, float32"),
         (("--artifact", "a", "--output", "o", "--p99_ms", "0"), "--p99_ms 0.0: give a positive number"),
         (("--artifact", "a", "--output", "o", "--features", "f"), "--annotations and --features go together"),
         (("--compare", "nowhere", "nothing"), "--compare nowhere: no result of serve_bench.py is there"),

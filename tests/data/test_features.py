@@ -381,6 +381,9 @@ def test_a_header_suffices_to_count_the_clips(tmp_path):
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-9])
     with pytest.raises(RunError, match="damaged"):
         count_clips(FeatureFile(tmp_path / "a.npy"))
+    np.save(tmp_path / "a.npy", 1.0)
+    with pytest.raises(RunError, match=r"features of shape \(\)"):
+        count_clips(FeatureFile(tmp_path / "a.npy"))
 
 
 def test_threads_may_read_at_once(tmp_path):

@@ -113,6 +113,10 @@ TRAPS = {
         {"a": video(duration=seconds(50), annotations=[SEGMENT, ([3, 4], "C", 4)])},
         "warning: label ids are not contiguous: 3 below 4 are unused: 1, 2, 3",
     ),
+    "wide gap": (
+        {"a": video(duration=seconds(50), annotations=[SEGMENT, ([3, 4], "C", 10**9)])},
+        "warning: label ids are not contiguous: 999999999 below 1000000000 are unused: 1, 2, 3, ...",
+    ),
     "no action": ({"a": good(), "b": good(annotations=[])}, "note: 1 videos of subset 'Validation' have no action: b"),
 }
 

@@ -5,6 +5,7 @@ a fresh initialisation would hide most of it behind layer scales of 1e-4.
 """
 
 import functools
+import json
 import os
 import subprocess
 import tempfile
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from rdfa import deploy, run_dir
+import export
+from rdfa import cli, deploy, detect, run_dir
 from rdfa.config import Config
 from rdfa.data.settings import DatasetSettings
 from rdfa.deploy import artifact, verify
+from rdfa.evaluation.given_set import GivenSet
 from rdfa.modeling.detector import Detector, build_detector
 from rdfa.modeling.settings import (
     BranchModuleSettings,
@@ -37,6 +40,9 @@ from tests.golden import rebuild
 # Exports of tests do not start each file in a process of its own, which takes seconds; one test of test_export does.
 TIME_STARTS, artifact._time_starts = artifact._time_starts, lambda *arguments: None
 CLASSES = {0: "jump", 2: "throw"}
+GPU_DTYPES = ("float32", "float16", "bfloat16")
+# (batch, time) at which every format is compared with the detector: none is traced, or checked by these exports.
+SIZES = [(1, 2304), (2, 2304), (3, 4608), (1, 32), (5, 2336)]
 RUN_TORCHSCRIPT = Path(__file__).parent / "cpp" / "run_torchscript.cpp"
 CPP_EXAMPLE = Path(__file__).parents[2] / "examples" / "cpp"
 
@@ -121,6 +127,41 @@ def tiny_artifact(output):
 
 
 @shared
+def annotated_videos(output):
+    """Three videos whose ground truth is something that the tiny detector finds, moved a little."""
+    output.mkdir()
+    database, rng = {}, np.random.default_rng(3)
+    for name in ("v1", "v2", "v3"):
+        np.save(output / f"{name}.npy", rng.standard_normal((40, 6)).astype(np.float32))
+        database[name] = {"subset": "Test", "duration": 20.0, "fps": 10.0, "annotations": []}
+    path, found = output / "annotations.json", output / "found.json"
+    path.write_text(json.dumps({"version": "x", "database": database}))
+    flags = ["--artifact", tiny_artifact(), "--backend", "eager", "--features", output, "--annotations", path]
+    detect.main([str(f) for f in [*flags, "--subset", "Test", "--output", found]])
+    for name, entries in json.loads(found.read_text())["results"].items():
+        best = sorted(entries, key=lambda entry: -entry["score"])[:4]
+        database[name]["annotations"] = [
+            {"label": e["label"], "label_id": int(e["label"].rpartition("_")[2]) if "_" in e["label"] else
+             ["jump", "throw"].index(e["label"]), "segment": [e["segment"][0], e["segment"][1] + 0.2]}
+            for e in best
+        ]  # fmt: skip
+    path.write_text(json.dumps({"version": "x", "database": database}))
+
+
+def given_set() -> GivenSet:
+    folder = annotated_videos()
+    return GivenSet(str(folder / "annotations.json"), (str(folder),), "Test")
+
+
+@shared
+def int8_artifact(output):
+    """The TorchScript file of `tiny_run` in int8, with a gate that lets it pass, shared likewise."""
+    gate = deploy.MapGate(given_set(), 0.19)
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        deploy.export(tiny_run(), output, formats=["torchscript"], dtypes=["int8"], gate=gate)
+
+
+@shared
 def onnx_artifact(output):
     """The artifact of `tiny_run` with every variant of ONNX in both number formats, shared likewise."""
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
@@ -139,6 +180,31 @@ def narrow_artifact(output):
     """TorchScript files of `tiny_run` in float16 and bfloat16, shared likewise."""
     with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
         deploy.export(tiny_run(), output, formats=["torchscript"], dtypes=["float16", "bfloat16"])
+
+
+@shared
+def artifact_for(output, device):
+    """TorchScript and AOTInductor files of `tiny_run` for "cpu" or "cuda" in `GPU_DTYPES`, as export.py writes them,
+    shared likewise; to compile them takes minutes."""
+    flags = ["--formats", "torchscript,aoti", "--dtype", ",".join(GPU_DTYPES), "--device", device]
+    with mock.patch.object(verify, "SIZES", ((2, 34), (1, 24), (3, 12))):
+        assert cli.run(export.main, ["--run_dir", str(tiny_run()), "--output", str(output), *flags]) == 0
+
+
+@functools.cache
+def case(batch, time) -> verify.Case:
+    """Random features, and what the tiny detector makes of them in float64."""
+    config = tiny_config()
+    return verify.make_case(tiny_detector(config), config, batch, time)
+
+
+def assert_right(session, batch, time, dtype):
+    """That a session, or anything with its `run`, computes what the tiny detector does, as nearly as `dtype` allows."""
+    config, truth = tiny_config(), case(batch, time)
+    own = None if dtype == "float32" else verify.own_error(tiny_detector(config), [truth], dtype)
+    row = verify.check(session, truth, config, own)
+    assert row.ok, f"{row}, PyTorch's own error {own}"
+    assert dtype == "float32" or row.parity.relative_l2 > 1e-4, "this cannot have been computed in less than float32"
 
 
 def _settings(input_c, width, classes, neck, stem=None, branch=None, **groups) -> ModelSettings:

@@ -14,8 +14,9 @@ from torch._inductor import cpp_builder
 import export
 from ops import library
 from rdfa import cli, runtime
-from rdfa.deploy import aoti
+from rdfa.deploy import aoti, form
 from rdfa.errors import RunError, UsageError
+from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
 from rdfa.runtime import aoti_backend
 from tests.deploy import artifacts
 
@@ -52,6 +53,20 @@ def test_equals_the_detector_at_sizes_that_were_not_traced(session, batch, time)
     for value, wanted in zip(outputs, detector(torch.from_numpy(features), torch.from_numpy(mask)), strict=True):
         assert value.shape == wanted.shape
         np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_form_of_a_gpu_keeps_its_axes_dynamic(monkeypatch, dtype):
+    """Its operations, traced on a CPU: of the library's operators they are those that have kernels for GPUs."""
+    monkeypatch.setattr(FeatureAggregatedBiS6, "forward", FeatureAggregatedBiS6._fused_forward)
+    monkeypatch.setattr(FeatureAggregatedBiS6, "scans", FeatureAggregatedBiS6._fused_scans)
+    detector = artifacts.tiny_detector(artifacts.tiny_config())
+    with torch.no_grad():
+        graph = aoti._trace(form.deployed(detector, dtype, "cuda"), 10, "cpu").graph
+    called = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    assert {name for name in called if "rdfa" in name} == {"rdfa.causal_conv1d.default", "rdfa.selective_scan.default"}
+    *_, features, mask = (node.meta["val"].shape for node in graph.nodes if node.op == "placeholder")
+    assert not any(isinstance(size, int) for size in (features[0], features[2], *mask))
 
 
 def test_manifest_vouches_for_it(artifact):

@@ -84,15 +84,15 @@ def test_one_format_alone(quick, tmp_path):
     assert set(manifest["files"]) - {"librdfa_ort.so"} == {"detector.onnx", "model.safetensors"}
 
 
-@pytest.mark.parametrize("formats", [["torchscript"], ["onnx"]])
+@pytest.mark.parametrize("formats", [["torchscript"], ["onnx"], ["onnx_gpu"]], ids=str)
 def test_the_gpu_kernels_go_with_the_library(quick, monkeypatch, tmp_path, formats):
-    """Where they were made; they serve nothing without it."""
+    """Where they were made; they serve nothing without it, and in ONNX Runtime the file for GPUs alone."""
     pack = tmp_path / "librdfa_ops.cubins"
     pack.write_bytes(b"kernels")
     monkeypatch.setattr(library, "pack_path", lambda: pack)
     run, output = artifacts.tiny_run(), tmp_path / "artifact"
     entry = deploy.export(run, output, formats=formats)["files"].get("librdfa_ops.cubins")
-    if formats == ["onnx"]:
+    if formats == ["onnx"] or (formats == ["onnx_gpu"] and not library.onnxruntime_path().exists()):
         assert entry is None and not (output / "librdfa_ops.cubins").exists()
     else:
         digest = hashlib.sha256(b"kernels").hexdigest()

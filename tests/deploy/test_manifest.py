@@ -14,12 +14,11 @@ from tests.deploy import artifacts
 
 def test_feature_spec_holds_what_a_caller_must_know():
     config = artifacts.tiny_config()
+    model = dataclasses.replace(config.model, generator=dataclasses.replace(config.model.generator, max_seq_len=96))
     dataset = DatasetSettings(
-        num_classes=3, max_seq_len=64, feat_stride=8, downsample_rate=2, num_frames=32, default_fps=15
+        num_classes=3, max_seq_len=96, feat_stride=8, downsample_rate=2, num_frames=32, default_fps=15
     )
-    changed = configs.Config(
-        model=config.model, dataset=dataset, loader=LoaderSettings(max_div_factor=3, padding_value=-1)
-    )
+    changed = configs.Config(model=model, dataset=dataset, loader=LoaderSettings(max_div_factor=3, padding_value=-1))
     assert manifests.feature_spec(changed) == {
         "dimension": 6,
         "stride": 8,
@@ -27,9 +26,9 @@ def test_feature_spec_holds_what_a_caller_must_know():
         "downsample_rate": 2,
         "default_fps": 15.0,
         "resize": None,
-        "max_seq_len": 64,
+        "max_seq_len": 96,
         "multiple": 6,  # of the loader's 3 and the coarsest stride 2
-        "max_time": 4608,
+        "max_time": 6912,
         "padding_value": -1.0,
     }
 

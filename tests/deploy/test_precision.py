@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from rdfa import deploy, runtime
-from rdfa.deploy import form, verify
+from rdfa.deploy import form
 from rdfa.errors import UsageError
 from tests.deploy import artifacts
 
 pytestmark = pytest.mark.slow
-SIZES = [(1, 2304), (2, 2304), (3, 4608), (1, 32), (5, 2336)]
 FILES = [
     ("torchscript", "float32"),
     ("torchscript", "float16"),
@@ -32,20 +31,10 @@ def session(backend, dtype):
     return runtime.load(folder, backend, dtype=dtype, threads=1)
 
 
-@functools.cache
-def case(batch, time):
-    config = artifacts.tiny_config()
-    return verify.make_case(artifacts.tiny_detector(config), config, batch, time)
-
-
 @pytest.mark.parametrize("backend, dtype", FILES, ids=lambda value: value)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", artifacts.SIZES, ids=str)
 def test_parity(size, backend, dtype):
-    config = artifacts.tiny_config()
-    own = None if dtype == "float32" else verify.own_error(artifacts.tiny_detector(config), [case(*size)], dtype)
-    row = verify.check(session(backend, dtype), case(*size), config, own)
-    assert row.ok, f"{row}, PyTorch's own error {own}"
-    assert dtype == "float32" or row.parity.relative_l2 > 1e-4, "this cannot have been computed in less than float32"
+    artifacts.assert_right(session(backend, dtype), *size, dtype)
 
 
 @torch.no_grad()

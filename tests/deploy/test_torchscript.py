@@ -49,15 +49,26 @@ def test_outputs_need_no_gradient(module):
     assert not any(value.requires_grad for value in module(*make_inputs(1, 4)))
 
 
-def test_convolutions_are_exact_on_a_gpu(detector, tmp_path):
-    """The setting of the trace is a constant of the file: the last argument, whether cuDNN may round to TF32."""
+@pytest.fixture(scope="module")
+def graph_for_gpus(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gpu") / "detector.ts.pt"
     manifest = json.loads((artifacts.tiny_artifact() / "manifest.json").read_text())
-    for_gpu = form.deployed(detector, "float32", "cuda")
-    torchscript.export(for_gpu, tmp_path / "gpu.ts.pt", manifest, artifacts.tiny_config().post, 10)
-    graph = torch.jit.load(tmp_path / "gpu.ts.pt").detector.inlined_graph  # which owns its nodes
-    convolutions = graph.findAllNodes("aten::_convolution", recurse=True)
+    torchscript.export(form.deployed(detector, "float32", "cuda"), path, manifest, artifacts.tiny_config().post, 10)
+    return torch.jit.load(path).detector.inlined_graph  # which owns its nodes
+
+
+def test_convolutions_are_exact_on_a_gpu(graph_for_gpus):
+    """The setting of the trace is a constant of the file: the last argument, whether cuDNN may round to TF32."""
+    convolutions = graph_for_gpus.findAllNodes("aten::_convolution", recurse=True)
     assert convolutions and not any(list(node.inputs())[-1].toIValue() for node in convolutions)
     assert torch.backends.cudnn.allow_tf32  # the process keeps its own
+
+
+def test_file_for_gpus_names_no_device(graph_for_gpus):
+    """It was traced on a CPU, and makes indices where its inputs lie."""
+    constants = graph_for_gpus.findAllNodes("prim::Constant", recurse=True)
+    assert not [node for node in constants if node.output().type().str() == "Device"]
+    assert graph_for_gpus.findAllNodes("prim::device", recurse=True)
 
 
 def test_points_are_those_of_the_detector(module, detector):

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import export
+from ops import library
 from rdfa import cli, deploy
+from rdfa.deploy import manifest as manifests
 from rdfa.deploy import triton_repository
 from rdfa.errors import RunError, UsageError
 from tests.deploy import artifacts
@@ -63,10 +65,24 @@ def test_holds_the_files_of_the_artifact(repository):
     found = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
     files = {"rdfa_torchscript/1/model.pt": "detector.ts.pt", "rdfa_torchscript/1/librdfa_ops.so": "librdfa_ops.so"}
     files["rdfa_onnx/1/model.onnx"] = "detector.onnx"
+    if library.pack_path().exists():  # an optional build
+        files["rdfa_torchscript/1/librdfa_ops.cubins"] = "librdfa_ops.cubins"
     written = {f"{model}/{name}" for model in MODELS for name in ("config.pbtxt", "warmup/mask")}
     assert found == {*files, *written, "README.md"}
     for copy, original in files.items():
         assert (repository / copy).read_bytes() == (artifacts.tiny_artifact() / original).read_bytes()
+
+
+def test_gpu_kernels_lie_beside_the_library(tmp_path):
+    """Which finds them there: a server has no Triton compiler."""
+    folder = shutil.copytree(artifacts.tiny_artifact(), tmp_path / "artifact")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "librdfa_ops.cubins").write_bytes(b"kernels")
+    manifests.add_file(manifest, folder / "librdfa_ops.cubins", "cubins")
+    manifests.write(folder, manifest)
+    triton_repository.write(folder, tmp_path / "models")
+    beside = tmp_path / "models" / "rdfa_torchscript" / "1" / "librdfa_ops.so"
+    assert beside.exists() and beside.with_suffix(".cubins").read_bytes() == b"kernels"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from rdfa import runtime
+from rdfa.data.settings import LoaderSettings
 from rdfa.deploy import verify
 from rdfa.inference.decode import Detections
-from rdfa.modeling.detector import build_detector
+from rdfa.modeling.detector import build_generator
 from tests.deploy import artifacts
 from tests.golden import rebuild
 
@@ -29,22 +30,28 @@ def case(detector, config):
     return verify.make_case(detector, config, 3, 98)
 
 
-def with_limit(config, factor):
+def with_limit(config, factor, divisor=1):
     generator = dataclasses.replace(config.model.generator, max_buffer_len_factor=factor)
-    return build_detector(dataclasses.replace(config.model, generator=generator))
+    model = dataclasses.replace(config.model, generator=generator)
+    return dataclasses.replace(config, model=model, loader=LoaderSettings(max_div_factor=divisor))
 
 
 def test_sizes_are_never_traced_and_fit_the_detector(config):
-    published = build_detector(artifacts.golden_config("small_a").model)
+    published = artifacts.golden_config("small_a")
     assert verify.sizes(published) == [(2, 4608), (1, 2336), (3, 1184)]
     assert verify.traced_time(published) == 160
     for factor in (1.0, 1.5, 6.0, 100.0):
-        detector = with_limit(config, factor)
-        times = [time for _, time in verify.sizes(detector)]
-        for time in (*times, verify.traced_time(detector)):
-            detector.level_lengths(time)
-        assert verify.traced_time(detector) not in times
+        limited = with_limit(config, factor)
+        times = [time for _, time in verify.sizes(limited)]
+        for time in (*times, verify.traced_time(limited)):
+            build_generator(limited.model).level_lengths(time)
+        assert verify.traced_time(limited) not in times
         assert len(set(times)) == 3
+
+
+def test_sizes_are_padded_lengths(config):
+    longest = config.dataset.max_seq_len
+    assert all(time % longest == 0 for _, time in verify.sizes(with_limit(config, 6.0, divisor=longest)))
 
 
 def test_truth_is_the_golden_output_in_float64():

@@ -282,14 +282,16 @@ def many(num_videos, per_video, num_classes, seed=0):
 def test_half_a_million_predictions_of_200_classes_take_less_than_a_third_of_a_second():
     videos, predictions = many(5000, 100, 200)
     thresholds = np.linspace(0.5, 0.95, 10)
-    seconds = []
-    for _ in range(5):  # the least counts: neighbours on the same core make the processor's time longer
+
+    def seconds():
         start = time.process_time()
         result = mean_average_precision(videos, predictions, thresholds)
-        seconds.append(time.process_time() - start)
-    assert result.num_predictions == 500_000
-    assert 0.1 < result.average < 0.9
-    assert min(seconds) < 0.3
+        assert result.num_predictions == 500_000
+        assert 0.1 < result.average < 0.9
+        return time.process_time() - start
+
+    # The least counts: neighbours on the same core make the processor's time longer.
+    assert any(seconds() < 0.3 for _ in range(30))
 
 
 @pytest.mark.skipif(not RDFA_DATA, reason="needs RDFA_DATA")

@@ -310,18 +310,25 @@ def test_refuses_a_gpu_that_is_not_there(program, features, copy):
     assert_refused(run(program, folder, features(9), "--fps", 25), 1, "libtorch finds no GPU here")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot")
-def test_the_same_detections_on_a_gpu(program, features, quick, tmp_path):
-    """With the kernels compiled ahead of time: there is no Triton in this process."""
-    video = features(67)
-    expected = from_cpp(program, artifact(), video, "--fps", 25)
-    deploy.export(artifacts.tiny_run(), tmp_path / "on_gpu", formats=["torchscript"], device="cuda")
-    found = from_cpp(program, tmp_path / "on_gpu", video, "--fps", 25)
+def check_on(device, program, video, kind, dtype):
+    """The rows of the program and those of `rdfa.detect`, whose kernels Triton makes where there is one."""
+    folder = artifacts.artifact_for(device)
+    model = deploy.artifact.FORMATS[kind].file_in(dtype)
+    expected = from_python(folder, video, "--fps", 25, "--dtype", dtype, backend=kind)
+    found = from_cpp(program, folder, video, "--fps", 25, "--model", model, "--device", device)
     assert [row[2] for row in found] == [row[2] for row in expected] and len(found) >= 3
     for k in (0, 1, 3):
         np.testing.assert_allclose([row[k] for row in found], [row[k] for row in expected], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot")
+@pytest.mark.parametrize("dtype", artifacts.GPU_DTYPES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_same_detections_on_a_gpu(program, features, kind, dtype):
+    """With the kernels compiled ahead of time: there is no Python in this process, so no Triton."""
+    check_on("cuda", program, features(67), kind, dtype)
 
 
 def test_class_names_may_hold_any_character(program, features, tmp_path):

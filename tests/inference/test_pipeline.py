@@ -1,5 +1,6 @@
 """From padded features to detections in seconds, with a detector whose outputs are known."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,49 @@ def test_outputs_that_are_not_finite_are_an_error_that_names_the_video(open_data
 
     with pytest.raises(RunError, match=r"video v0: .*not finite"):
         run(open_dataset([9]), forward)
+
+
+def test_a_gpu_computes_the_next_batch_while_one_is_decoded(open_dataset):
+    dataset, log, started = open_dataset([9, 10, 11]), [], [threading.Event() for _ in range(3)]
+
+    def forward(features_BCT, mask_BT):
+        assert torch.is_inference_mode_enabled()
+        number = int(mask_BT.sum()) - 9
+        log.append(f"forward {number}")
+        started[number].set()
+        return finds_one(features_BCT, mask_BT)
+
+    runner = Runner(forward, points, on_gpu=True)
+    for number, (video_id, _) in enumerate(detect_videos(runner, batches(dataset, 1), dataset.settings, POST)):
+        assert video_id == f"v{number}"
+        assert started[min(number + 1, 2)].wait(10)  # the next one, without being asked for
+        log.append(f"decoded {number}")
+    assert log == ["forward 0", "forward 1", "decoded 0", "forward 2", "decoded 1", "decoded 2"]
+
+
+def test_a_file_that_a_gpu_was_to_read_ahead_loses_nothing(open_dataset, tmp_path):
+    dataset, found = open_dataset([9, 10, 11]), []
+    plan = plan_batches(dataset, 1, MULTIPLE)
+    (tmp_path / "v1.npy").write_bytes(b"no features")
+    runner = Runner(finds_one, points, on_gpu=True)
+    with pytest.raises(RunError, match=r"v1\.npy"):
+        for video_id, _ in detect_videos(runner, load_batches(dataset, plan, 0.0, 32), dataset.settings, POST):
+            found.append(video_id)
+    assert found == ["v0"]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_an_error_of_the_detector_names_its_video(open_dataset, on_gpu):
+    def forward(features_BCT, mask_BT):
+        if mask_BT.sum() == 10:
+            raise RunError("too long")
+        return finds_one(features_BCT, mask_BT)
+
+    dataset, found = open_dataset([9, 10, 11]), []
+    with pytest.raises(RunError, match="video v1: too long"):
+        for video_id, _ in detect_videos(Runner(forward, points, on_gpu), batches(dataset, 1), dataset.settings, POST):
+            found.append(video_id)
+    assert found == ["v0"]
 
 
 @pytest.fixture(scope="module")

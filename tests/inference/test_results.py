@@ -124,6 +124,11 @@ def test_labels_are_names_or_ids(tmp_path, entry, label):
     assert label in names and NAMES.items() <= names.items()
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    for text in (json.dumps({"results": {"v1": [GOOD]}}), "v1 0 1 26 0.5"):
+        assert rows_of(read(tmp_path, b"\xef\xbb\xbf" + text.encode())[0]["v1"]) == [(0, 1, 0.5, 0)]
+
+
 def test_the_mapping_may_stand_alone_and_columns_are_understood(tmp_path):
     assert rows_of(read(tmp_path, {"a": [{"label": "Diving", "score": 1, "segment": [0, 1]}]})[0]["a"]) == [
         (0, 1, 1, 0)
@@ -154,6 +159,9 @@ GOOD = {"label": "Diving", "score": 0.5, "segment": [0, 1]}
         ({"results": {"a": [{**GOOD, "label": None}]}}, "entry 0"),
         ({"results": {"a": [{**GOOD, "label": 1.5}]}}, "neither a name nor an id"),
         ({"results": {"a": [{**GOOD, "label": True}]}}, "neither a name nor an id"),
+        ({"results": {"a": [{**GOOD, "label": float("inf")}]}}, "entry 0: cannot convert float infinity"),
+        ({"results": {"a": [{**GOOD, "label": 10**30}]}}, "entry 0: .*too large"),
+        ({"results": {"a": [{**GOOD, "score": 10**400}]}}, "entry 0: int too large"),
         ({"results": {"a": [{"label": "Diving", "segment": [0, 1]}]}}, "'score' is missing"),
         ({"results": {"a": [{"score": 1, "segment": [0, 1]}]}}, "'label_id' is missing"),
         ({"results": {"a": [7]}}, "entry 0"),
@@ -162,6 +170,7 @@ GOOD = {"label": "Diving", "score": 0.5, "segment": [0, 1]}
         ([], "no results found"),
         ({"video-id": ["a"], "t-start": [], "t-end": [1], "label": [0], "score": [1]}, "lists of equal length"),
         ('{"results": {"a"', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("v1 1 2 40\n", "line 1: 4 fields"),
         ("v1 1 2 40 0.5\nv1 1 x 40 0.5\n", "line 2: could not convert"),
         (gzip.compress(b'{"results": {}}', mtime=0)[:-9], "damaged"),

@@ -143,6 +143,41 @@ def test_bfloat16_is_no_less_exact_than_the_detector_in_bfloat16(packed):
         assert relative_l2(actual, wanted) <= 1.1 * relative_l2(other, wanted)
 
 
+@pytest.mark.parametrize("name", variants())
+def test_int8_on_the_kernels_and_in_pytorch_are_as_exact(name):
+    """Not equal: a last bit that differs before a rounding moves a value by a step."""
+    detector = fresh(**variants()[name])
+    features, mask = random_input([64, 33, 1], 64)
+    with torch.inference_mode():
+        expected = detector(features, mask)
+        errors = []
+        for packed in (True, False):
+            outputs = fold(detector, torch.int8, packed)(features, mask)
+            assert torch.equal(outputs[2], expected[2]) and not outputs[0][~expected[2]].any()
+            assert {output.dtype for output in outputs[:2]} == {torch.float32}
+            errors.append([relative_l2(a, b) for a, b in zip(outputs, expected[:2])])
+    for kernel, plain in zip(*errors):
+        assert 1e-4 < kernel < 1.5 * plain < 0.9
+
+
+def test_int8_takes_a_byte_for_each_weight_of_the_large_products():
+    def size(dtype):
+        products = [m for m in fold(tiny_detector(), dtype).modules() if hasattr(m, "taps") and hasattr(m, "outputs")]
+        return {m.weight.dtype: m.weight.nbytes for m in products}, sum(m.weight.nbytes for m in products)
+
+    kinds, total = size(torch.int8)
+    assert set(kinds) == {torch.uint8, torch.float32}
+    assert 0.25 < total / size(torch.float32)[1] < 0.6
+
+
+def test_int8_does_not_depend_on_the_rest_of_a_batch():
+    folded, (features, mask) = fold(tiny_detector(), torch.int8), random_input([64, 40, 7], 64)
+    with torch.inference_mode():
+        together, alone = folded(features, mask), folded(features[1:2], mask[1:2])
+    for actual, wanted in zip(together, alone):
+        torch.testing.assert_close(actual[1:2], wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_detector_in_bfloat16_keeps_its_type_outside():
     features, mask = random_input([64, 40], 64)
     detector = tiny_detector(torch.bfloat16)

@@ -5,8 +5,9 @@ import torch
 
 from rdfa.modeling.folded_gpu import fold_for_gpu
 from rdfa.runtime import cuda_graph
-from rdfa.runtime.cuda_graph import GraphedDetector
+from rdfa.runtime.cuda_graph import WARM_UP, GraphedDetector
 from tests.modeling import cases
+from tests.runtime import replay
 
 
 class Counted:
@@ -20,29 +21,16 @@ class Counted:
         return features.sum(1), mask
 
 
-class Replay:
-    """Stands for a graph: computes from the recording's inputs into its outputs."""
-
-    def __init__(self, detector, inputs, outputs):
-        self.detector, self.inputs, self.outputs = detector, inputs, outputs
-
-    def replay(self):
-        for output, value in zip(self.outputs, self.detector(*self.inputs)):
-            output.copy_(value)
-
-
 @pytest.fixture
 def recorded(monkeypatch):
     """The sizes recorded, in their order."""
     sizes = []
 
-    def record(detector, features, mask, size):
-        sizes.append((size, features.shape[2]))
-        own = [t.new_zeros(size, *t.shape[1:]) for t in (features, mask)]
-        outputs = tuple(detector(*own))
-        return cuda_graph._Recording(Replay(detector, own, outputs), *own, outputs)
+    def record(detector, inputs):
+        sizes.append((len(inputs[0]), inputs[0].shape[2]))
+        return replay.record(detector, inputs)
 
-    monkeypatch.setattr(cuda_graph, "_record", record)
+    monkeypatch.setattr(cuda_graph, "record", record)
     return sizes
 
 
@@ -70,7 +58,7 @@ def test_batches_share_the_next_size(recorded):
 def test_a_large_batch_is_taken_in_parts(recorded):
     detector = Counted()
     check(GraphedDetector(detector), 70)
-    assert detector.batches == [32, 32, 32, 6] and recorded == [(32, 8)]
+    assert detector.batches == [32, *[32] * WARM_UP, 32, 6] and recorded == [(32, 8)]
 
 
 def test_the_sizes_used_last_are_kept(recorded):

@@ -58,6 +58,11 @@ def test_flipped_bit(tmp_path_factory, bit):
     shutil.rmtree(folder)
 
 
+def test_features_that_say_too_little(artifact):
+    with pytest.raises(RunError, match=r"'features' lacks dimension, downsample_rate, .*: export the artifact again"):
+        runtime.open_file(artifact, "detector.onnx", "eager")
+
+
 def test_truncated_file(artifact):
     (artifact / "detector.onnx").write_bytes(CONTENT[:-1])
     refused(artifact, "has 9 bytes, the manifest says 10")

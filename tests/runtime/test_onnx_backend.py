@@ -111,13 +111,19 @@ def on_gpu(artifact, monkeypatch):
     class FakeSession:
         def __init__(self, path, options, providers):
             self.profile, self.providers = options.profile_file_prefix, [name for name, _ in providers]
-            assert providers == [(CUDA, {"device_id": "1"})]
+            self.fallback = True
+            assert providers == [(CUDA, {"device_id": "1", "use_tf32": "0"})]
 
         def get_providers(self):
             return [*self.providers, CPU]
 
+        def disable_fallback(self):
+            self.fallback = False
+
         def run(self, names, inputs):
-            pass
+            assert not self.fallback
+            if self.events is None:
+                raise ValueError("no cuDNN\nand more")
 
         def end_profiling(self):
             with open(self.profile, "w") as file:
@@ -128,11 +134,12 @@ def on_gpu(artifact, monkeypatch):
         InferenceSession=FakeSession,
         SessionOptions=onnxruntime.SessionOptions,
         get_available_providers=lambda: [CUDA, CPU],
+        preload_dlls=lambda: print("Failed to load libcufft.so"),
     )
     monkeypatch.setattr(onnx_backend, "onnxruntime", fake)
 
-    def load(*events, **options):
-        FakeSession.events = [{"cat": "Session", "name": "x"}, *events]
+    def load(*events, fails=False, **options):
+        FakeSession.events = None if fails else [{"cat": "Session", "name": "x"}, *events]
         return runtime.open_file(artifact, "detector.onnx", "onnxruntime", device="cuda:1", **options)
 
     return load
@@ -146,6 +153,13 @@ def test_computing_on_the_cpu_in_a_gpu_session_is_refused_unless_allowed(on_gpu)
         on_gpu(event("a", CUDA, "float"), shapes, stray)
     assert "\n" not in str(caught.value)
     assert len(on_gpu(event("a", CUDA, "float"), stray, host_nodes=True).nodes()) == 2
+
+
+def test_session_that_does_not_run_on_the_gpu(on_gpu, capsys):
+    with pytest.raises(RunError, match=r"detector\.onnx does not run on cuda:1: no cuDNN$"):
+        on_gpu(fails=True)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "libcufft" in printed.err
 
 
 def test_session_that_lost_its_provider_is_refused(on_gpu, monkeypatch):

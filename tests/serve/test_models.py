@@ -131,20 +131,13 @@ def test_video_that_overflows_harms_no_other(served):
     assert len(found["scores"])
 
 
-def test_request_on_which_the_server_fails_harms_no_other(served):
+def test_a_failure_over_one_video_harms_no_other(served):
+    """A fault of ours, which nobody foresaw."""
     _, source, _, model = served
-    good = model.prepare({"features": random_features(9), "fps": one(FPS)})
-    failing = dataclasses.replace(good, finish=lambda *outputs: 1 / 0)
-    failed, found = models.run(source, [failing, good])
+    jobs = [model.prepare({"features": random_features(9), "fps": one(FPS)}) for _ in range(2)]
+    jobs[0] = dataclasses.replace(jobs[0], finish=lambda *outputs: 1 / 0)
+    failed, found = models.run(source, jobs)
     assert isinstance(failed, ZeroDivisionError) and len(found["scores"])
-
-
-@pytest.mark.parametrize("value", [models.LEAST, models.MOST])
-def test_times_stay_numbers_at_the_limits(served, value):
-    _, source, _, model = served
-    videos = [{"fps": one(value)}, {"fps": one(FPS), "duration": one(value)}]
-    for found in models.run(source, [model.prepare({"features": random_features(9), **v}) for v in videos]):
-        assert np.isfinite(found["segments"]).all() and len(found["segments"])
 
 
 def test_read_only_and_unaligned_arrays_are_taken(served, recwarn):
@@ -163,9 +156,9 @@ def test_read_only_and_unaligned_arrays_are_taken(served, recwarn):
         ({"fps": None}, "send fps"),
         ({"fps": one(0.0)}, "fps = 0.0"),
         ({"duration": one(-1.0)}, "duration = -1.0"),
-        ({"duration": one(np.inf)}, "infinity"),
-        ({"fps": one(1e-320)}, "fps = 1e-320: give a number from 1e-06 to 1e+09"),
+        ({"fps": one(1e-300)}, "fps = 1e-300"),
         ({"duration": one(1e300)}, "duration = 1e+300"),
+        ({"duration": one(np.inf)}, "infinity"),
         ({"fps": np.array([30.0, 30.0])}, "[2]"),
         ({"features": np.zeros((0, CHANNELS), np.float32)}, "at least one"),
         ({"features": np.zeros((100_000, CHANNELS), np.float32)}, "at most"),

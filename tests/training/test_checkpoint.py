@@ -108,6 +108,7 @@ def test_only_checkpoint_damaged(tmp_path):
     "param",
     (
         "Training.print_freq = 1",
+        "PointGenerator.max_buffer_len_factor = 9.0",
         "Training.eval_every = 3",
         "Training.keep_checkpoints = 9",
         "Dataset.feature_dir = 'elsewhere'",

@@ -34,7 +34,7 @@ def one_step(config, run_dir, batch):
             if isinstance(module, AffineDropPath):
                 module.scale.data.fill_(1.0)  # at their start, 1e-4, they would hide the blocks
         trainer.batch = batch
-        values = trainer._iteration(next(trainer.loader.epoch(1, start=batch)))
+        values = trainer._iteration(trainer.gradient.prepare(next(trainer.loader.epoch(1, start=batch))))
         gradients = {name: p.grad.cpu() for name, p in trainer.model.named_parameters()}
         weights = {name: p.detach().cpu() for name, p in trainer.model.named_parameters()}
         return {"values": values, "gradients": gradients, "weights": weights, "rng": torch.get_rng_state()}
@@ -135,10 +135,10 @@ def killed_at(iteration, argv, victim):
     """The training of `argv`, in which process `victim` is killed before that iteration."""
     original = Trainer._iteration
 
-    def step(self, batch):
+    def step(self, *args):
         if self.processes.rank == victim and self.step + 1 == iteration:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, batch)
+        return original(self, *args)
 
     Trainer._iteration = step
     return exit_code(argv)

@@ -7,6 +7,7 @@ import torch
 
 from rdfa.config import load
 from rdfa.data.synthetic import write_dataset
+from rdfa.training.feed import Feed
 from rdfa.training.trainer import Trainer
 from tests.training.group import exit_code, run_group
 from tests.training.test_distributed import one_step
@@ -37,6 +38,25 @@ def test_gradients_of_parts_add_up(dataset, tmp_path, world):
         for name, gradient in result["gradients"].items():
             torch.testing.assert_close(gradient, whole["gradients"][name], rtol=0, atol=1e-6, msg=name)
         assert result["values"] == pytest.approx(whole["values"], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+@pytest.mark.parametrize("precision", ("float32", "float16"))
+def test_recorded_steps_are_those_of_one_launch_after_the_other(dataset, tmp_path, precision, accumulate):
+    params = ("Loader.batch_size = 4", f"Training.accumulate = {accumulate}", f"Training.precision = '{precision}'")
+    curves = {False: [], True: []}
+    for recorded, curve in curves.items():
+        argv = tiny(dataset, tmp_path, *params, f"Training.cuda_graph = {recorded}")
+        trainer = Trainer(load([argv[1]], argv[5::2]), tmp_path)
+        assert (trainer.gradient.recorder is not None) == recorded
+        for epoch in (1, 2):  # the last batch of each has two videos: another size
+            trainer.batch = 0
+            feed = Feed(trainer.loader.epoch(epoch), trainer.gradient.prepare, trainer.device)
+            curve += [trainer._iteration(batch, feed.look_ahead) for batch in feed]
+        assert trainer.memory_per_video() > 0
+    assert len(curves[False]) == 6 and curves[False][0]["loss"] != curves[False][3]["loss"]
+    for a, b in zip(*curves.values()):
+        assert b == pytest.approx(a, rel=1e-3 if precision == "float32" else 1e-2)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -82,7 +102,8 @@ def loss_curve(folder, device, steps=100, change=0.0):
     while len(losses) < steps:
         epoch += 1
         trainer.batch = 0
-        losses += [trainer._iteration(batch)["loss"] for batch in trainer.loader.epoch(epoch)]
+        ready = map(trainer.gradient.prepare, trainer.loader.epoch(epoch))
+        losses += [trainer._iteration(batch)["loss"] for batch in ready]
     return torch.tensor(losses[:steps], dtype=torch.float64)
 
 

@@ -9,9 +9,12 @@ from rdfa.config import load
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.layers import AffineDropPath
 from rdfa.run_dir import RunDirectory, load_training_state, load_weights
+from rdfa.training import recording
 from rdfa.training.gradient import BatchGradient, divide
 from rdfa.training.processes import ALONE
+from rdfa.training.recording import RecordedGradients
 from rdfa.training.trainer import Trainer, train
+from tests.runtime import replay
 from tests.training.tiny import flags, make_dataset, metrics
 
 
@@ -25,14 +28,24 @@ def configuration(dataset, *params):
     return load([argv[1]], argv[5::2])
 
 
-def first_step(config, run_dir):
-    """Losses and gradients of the first step, and the trainer after it."""
+def make_trainer(config, run_dir):
     trainer = Trainer(config, run_dir)
     for module in trainer.model.modules():
         if isinstance(module, AffineDropPath):
             module.scale.data.fill_(1.0)  # at their start, 1e-4, they would hide the blocks
-    values = trainer._iteration(next(trainer.loader.epoch(1)))
-    return values, {name: p.grad for name, p in trainer.model.named_parameters()}, trainer
+    return trainer
+
+
+def step(trainer):
+    """Losses and gradients of the next step of the first epoch."""
+    batch = trainer.gradient.prepare(next(trainer.loader.epoch(1, start=trainer.batch)))
+    return trainer._iteration(batch), {name: p.grad for name, p in trainer.model.named_parameters()}
+
+
+def first_step(config, run_dir):
+    """Losses and gradients of the first step, and the trainer after it."""
+    trainer = make_trainer(config, run_dir)
+    return *step(trainer), trainer
 
 
 def test_recomputed_stem_has_the_same_gradients(dataset, tmp_path, monkeypatch):
@@ -49,6 +62,26 @@ def test_recomputed_stem_has_the_same_gradients(dataset, tmp_path, monkeypatch):
     assert values == wanted
     assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items())
     assert torch.equal(torch.get_rng_state(), generator)  # what the backward draws again leaves no trace
+
+
+@pytest.mark.parametrize("accumulate", (1, 2))
+@pytest.mark.parametrize("precision", ("float32", "float16"))
+def test_recorded_steps_are_those_of_one_launch_after_the_other(dataset, tmp_path, monkeypatch, precision, accumulate):
+    """On a CPU, where a replay is a call: what remains is which tensors a recording may touch, and random numbers."""
+    monkeypatch.setattr(recording, "record", replay.record)
+
+    params = ("Loader.batch_size = 4", f"Training.accumulate = {accumulate}", f"Training.precision = '{precision}'")
+    plain, recorded = (make_trainer(configuration(dataset, *params), tmp_path) for _ in range(2))
+    recorded.gradient.recorder = RecordedGradients(recorded.model.parameters(), recorded.device)
+    for _ in range(3):  # the last batch has two videos: another size
+        before = torch.get_rng_state()
+        (values, gradients), after = step(plain), torch.get_rng_state()
+        torch.set_rng_state(before)
+        again, recorded_gradients = step(recorded)
+        assert again == values and torch.equal(torch.get_rng_state(), after)
+        assert all(torch.equal(gradient, recorded_gradients[name]) for name, gradient in gradients.items())
+        for name, parameter in plain.model.state_dict().items():
+            assert torch.equal(parameter, recorded.model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("precision, tolerance", (("bfloat16", 0.05), ("float16", 0.01)))
@@ -69,12 +102,12 @@ def test_overflow_skips_the_step_and_halves_the_scale(dataset, tmp_path):
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**40})
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     batches = trainer.loader.epoch(1)
-    values = trainer._iteration(next(batches))
+    values = trainer._iteration(trainer.gradient.prepare(next(batches)))
     assert values["overflow"] == 1 and values["grad_norm"] == 0 and values["loss"] > 0
     assert trainer.scaler.get_scale() == 2.0**39 and trainer.step == 1
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**10})
-    assert trainer._iteration(next(batches))["overflow"] == 0
+    assert trainer._iteration(trainer.gradient.prepare(next(batches)))["overflow"] == 0
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
@@ -83,7 +116,7 @@ def test_overflow_at_any_scale_is_an_error(dataset, tmp_path):
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 1.0})
     next(trainer.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(RunError, match=r"grad_norm is (nan|inf).*use Training.precision = 'bfloat16'"):
-        trainer._iteration(next(trainer.loader.epoch(1)))
+        trainer._iteration(trainer.gradient.prepare(next(trainer.loader.epoch(1))))
 
 
 def test_float16_resumes_with_its_scale(dataset, tmp_path):
@@ -117,3 +150,16 @@ def test_what_cannot_be_divided_is_refused(dataset, tmp_path):
         config = configuration(dataset, f"Training.accumulate = {accumulate}", f"Criterion.loss_weight = {weight}")
         with pytest.raises(UsageError, match=message):
             BatchGradient(config, trainer.model, trainer.device, dataclasses.replace(ALONE))
+
+
+def test_tf32_is_a_matter_of_the_gradient_alone(dataset, tmp_path, monkeypatch):
+    wanted, gradients, _ = first_step(configuration(dataset), tmp_path)
+    seen = []
+    block = type(make_trainer(configuration(dataset), tmp_path).model.backbone.stem_module.blocks[0])
+    original = block._pass
+    allowed = lambda: torch.backends.cuda.matmul.allow_tf32  # noqa: E731
+    monkeypatch.setattr(block, "_pass", lambda self, *args: seen.append(allowed()) or original(self, *args))
+    values, again, _ = first_step(configuration(dataset, "Training.precision = 'tf32'"), tmp_path)
+    assert seen and all(seen) and not allowed()
+    assert values == wanted  # a CPU has no TF32
+    assert all(torch.equal(gradient, again[name]) for name, gradient in gradients.items())

@@ -93,7 +93,7 @@ def test_missing_wandb_is_reported_and_training_goes_on(tmp_path, monkeypatch, c
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert start_wandb(keyed(), tmp_path) is None
     printed = capsys.readouterr().out
-    assert "pip install wandb" in printed and SECRET not in printed
+    assert "pip install 'rdfa-s6[wandb]'" in printed and SECRET not in printed
 
 
 @pytest.mark.parametrize("source", ("setting", "environment"))

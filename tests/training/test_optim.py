@@ -1,5 +1,6 @@
 """Parameter groups of the published run, one step of either optimiser, clipping."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from rdfa.modeling.detector import build_detector
 from rdfa.modeling.settings import DetectorSettings, ModelSettings
-from rdfa.training.optim import build_optimizer, clip_gradients, parameter_groups
+from rdfa.training.optim import build_optimizer, clip_gradients, parameter_groups, restore_optimizer
 from rdfa.training.settings import AdamWSettings, EngineSettings, OptimizerSettings, SGDSettings
 from tests.golden.rebuild import FOLDER
 
@@ -77,3 +78,35 @@ def test_clipping():
     assert clip_gradients(model, 10.0).item() == 5 and model.weight.grad.tolist() == [[3, 4]]
     assert clip_gradients(model, 1.0).item() == 5
     torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.8]]))
+
+
+@pytest.mark.parametrize("name", ("AdamW", "SGD"))
+@pytest.mark.parametrize("saved_by_fused", (False, True))
+def test_a_state_is_restored_whatever_computed_it(name, saved_by_fused):
+    """Fused on a GPU, not so on a CPU; a checkpoint goes either way."""
+
+    def make(fused):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = build_optimizer(model, engine(name))
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        return model, optimizer
+
+    def step(model, optimizer, seed):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    saved, continued = make(saved_by_fused or None), make(None if saved_by_fused else True)
+    step(*saved, seed=1)
+    continued[0].load_state_dict(saved[0].state_dict())
+    restore_optimizer(continued[1], copy.deepcopy(saved[1].state_dict()))
+    assert all(
+        group["fused"] != other["fused"] for group, other in zip(saved[1].param_groups, continued[1].param_groups)
+    )
+    for optimizer in (saved, continued):
+        step(*optimizer, seed=2)
+    for parameter, other in zip(saved[0].parameters(), continued[0].parameters()):
+        torch.testing.assert_close(parameter, other, rtol=1e-6, atol=1e-7)

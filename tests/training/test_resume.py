@@ -104,10 +104,10 @@ class Interrupted(Trainer):
 
     stop = 0
 
-    def _iteration(self, batch):
+    def _iteration(self, *args):
         if self.step + 1 == self.stop:
             raise KeyboardInterrupt
-        return super()._iteration(batch)
+        return super()._iteration(*args)
 
 
 @pytest.fixture(scope="module")

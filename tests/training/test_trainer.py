@@ -31,8 +31,8 @@ class Recorder(Trainer):
         super().__init__(config, run_dir)
         self.figures, self.recorded = figures, []
 
-    def _iteration(self, batch):
-        epoch, values = self.epoch, super()._iteration(batch)
+    def _iteration(self, *args):
+        epoch, values = self.epoch, super()._iteration(*args)
         self.recorded.append((epoch, values))
         return values
 

@@ -38,11 +38,13 @@ RDFA_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 RDFA_INLINE Vec max(Vec bound, Vec x) { return _mm512_maskz_max_ps(0xffff, bound, x); }
 RDFA_INLINE Vec min(Vec bound, Vec x) { return _mm512_maskz_min_ps(0xffff, bound, x); }
 RDFA_INLINE bool any_above(Vec x, Vec bound) { return _mm512_cmp_ps_mask(x, bound, _CMP_NLE_UQ) != 0; }
+RDFA_INLINE IntVec round_to_int(Vec x) { return (IntVec)_mm512_cvtps_epi32(x); }  // to even; as are those below
 #elif RDFA_LANES == 8
 RDFA_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 RDFA_INLINE Vec max(Vec bound, Vec x) { return _mm256_max_ps(bound, x); }
 RDFA_INLINE Vec min(Vec bound, Vec x) { return _mm256_min_ps(bound, x); }
 RDFA_INLINE bool any_above(Vec x, Vec bound) { return _mm256_movemask_ps(_mm256_cmp_ps(x, bound, _CMP_NLE_UQ)) != 0; }
+RDFA_INLINE IntVec round_to_int(Vec x) { return (IntVec)_mm256_cvtps_epi32(x); }
 #else
 RDFA_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 RDFA_INLINE Vec max(Vec bound, Vec x) { return bound > x ? bound : x; }
@@ -50,6 +52,11 @@ RDFA_INLINE Vec min(Vec bound, Vec x) { return bound < x ? bound : x; }
 RDFA_INLINE bool any_above(Vec x, Vec bound) {
   const IntVec above = !(x <= bound);
   return (above[0] | above[1] | above[2] | above[3]) != 0;
+}
+RDFA_INLINE IntVec round_to_int(Vec x) {
+  IntVec y;
+  for (int i = 0; i < LANES; ++i) y[i] = static_cast<int32_t>(__builtin_lrintf(x[i]));
+  return y;
 }
 #endif
 

@@ -97,7 +97,7 @@ class Uncaptured {
   int mode_ = Driver::RELAXED;
 };
 
-// The pack lies beside the library, under its name.
+// The pack lies beside the library, that of torch's or of ONNX Runtime's operators.
 const Pack& pack_beside_library() {
   static const Pack pack([] {
     Dl_info info;
@@ -105,7 +105,7 @@ const Pack& pack_beside_library() {
       throw std::runtime_error("the file of the operator library is unknown: load it with dlopen");
     }
     const std::string path = info.dli_fname;
-    return path.substr(0, path.rfind('.')) + ".cubins";
+    return path.substr(0, path.rfind('/') + 1) + "librdfa_ops.cubins";
   }());
   return pack;
 }
@@ -133,7 +133,7 @@ Device::Device(int index, const Pack& pack, const Driver& driver) : pack_(pack),
   driver.check(driver.device_get_attribute(&major, Driver::CAPABILITY_MAJOR, device), "asking the device");
   driver.check(driver.device_get_attribute(&minor, Driver::CAPABILITY_MINOR, device), "asking the device");
   capability_ = 10 * major + minor;
-  // torch works in the primary context.
+  // torch and ONNX Runtime work in the primary context.
   driver.check(driver.primary_context_retain(&context_, device), "opening the device");
 }
 

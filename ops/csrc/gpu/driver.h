@@ -38,7 +38,8 @@ class Arguments {
 // One GPU, with the kernels that were loaded to it. Safe to use from several threads.
 class Device {
  public:
-  // Device `index` of the driver, which is torch's. Throws std::runtime_error, as all here does, with the remedy.
+  // Device `index` of the driver, which is that of torch and of ONNX Runtime. Throws std::runtime_error, as all here
+  // does, with the remedy.
   static Device& of(int index);
 
   const Pack& pack() const { return pack_; }

@@ -60,7 +60,7 @@ Pack::Pack(std::string path) : path_(std::move(path)) {
   std::ifstream file(path_, std::ios::binary);
   if (!file) {
     throw std::runtime_error(path_ + " is missing, which holds the GPU kernels: copy it there or make it with "
-                             "python -m ops.aot (in Python, pip install triton serves as well)");
+                             "python -m ops.aot (for torch in Python, pip install triton serves as well)");
   }
   char header[HEADER];
   if (!file.read(header, HEADER) || std::memcmp(header, MAGIC, sizeof MAGIC) != 0) refuse("it is no such file");

@@ -9,7 +9,7 @@ namespace rdfa::linear {
 
 // Packed weights: panels of PANEL outputs, the last one of half of that where it is enough, zeros beyond N. Within a
 // panel the K inputs of each tap follow each other, a row of outputs each; in bfloat16 two inputs share a row, output by
-// output. ops/linear/packing.py makes them.
+// output, and in int8 four, after a row with the factor of each output in float32. ops/rows/linear.py makes them.
 constexpr int64_t PANEL = 32, HALF_PANEL = 16;
 // Inputs that are multiplied before the next are fetched; a layer norm of x reaches over no more.
 constexpr int64_t CHUNK = 768;
@@ -22,6 +22,7 @@ struct Problem {
   int64_t sequences, length, inputs, outputs;
   int taps;   // odd: the row itself and as many on either side, zero outside the sequence
   bool bf16;  // element type of x, weights, residual and y; otherwise float32. Everything else is float32.
+  bool int8;  // weights, with x in float32
   bool relu;
   const void *x, *weights, *residual;  // [S, L, K], packed, [S, L, N] or null
   void* y;                             // [S, L, N]
@@ -33,12 +34,22 @@ struct Problem {
   const int64_t* lengths;              // [S] or null: where sequences end before L; later rows are not written
   int64_t rows;                        // of a task
 
-  RDFA_LINEAR_INLINE int64_t padded_inputs() const { return bf16 ? (inputs + 1) / 2 * 2 : inputs; }
+  RDFA_LINEAR_INLINE int64_t padded_inputs() const {
+    const int64_t shared = int8 ? 4 : bf16 ? 2 : 1;  // inputs in a row of weights
+    return (inputs + shared - 1) / shared * shared;
+  }
   RDFA_LINEAR_INLINE int64_t padded_outputs() const { return (outputs + HALF_PANEL - 1) / HALF_PANEL * HALF_PANEL; }
   RDFA_LINEAR_INLINE bool sums_in_place() const { return !bf16 && outputs == padded_outputs(); }
   RDFA_LINEAR_INLINE int64_t end(int64_t s) const { return lengths && lengths[s] < length ? lengths[s] : length; }
   RDFA_LINEAR_INLINE int64_t blocks() const { return (length + rows - 1) / rows; }
   RDFA_LINEAR_INLINE int64_t tasks() const { return sequences * blocks(); }
+};
+
+// Weights of one panel and chunk: `taps` parts of `steps` rows, `tap_stride` floats apart.
+struct Panel {
+  const float *head, *weights;  // head: what stands before the weights of all chunks
+  int64_t width, steps, tap_stride;
+  int taps;
 };
 
 }  // namespace rdfa::linear
@@ -51,6 +62,7 @@ struct Problem {
   }
 namespace rdfa {
 RDFA_DECLARE_LINEAR(avx512bf16)
+RDFA_DECLARE_LINEAR(avx512vnni)
 RDFA_DECLARE_LINEAR(avx512)
 RDFA_DECLARE_LINEAR(avx2)
 RDFA_DECLARE_LINEAR(portable)

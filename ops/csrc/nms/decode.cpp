@@ -43,16 +43,19 @@ float least_logit(const Condition& condition) {
   return from_key(low);
 }
 
-// The k-th largest of `keys` (k >= 1): a histogram of the leading bits narrows the search to one bucket.
-uint32_t kth_largest(const std::vector<uint32_t>& keys, int64_t k, std::vector<uint32_t>& bucket_keys) {
-  constexpr int SHIFT = 20;
-  std::vector<int32_t> counts(1 << (32 - SHIFT), 0);
-  for (uint32_t key : keys) ++counts[key >> SHIFT];
-  size_t bucket = counts.size() - 1;
+// The k-th largest of `keys` (k >= 1): a histogram of the bits in which they differ narrows the search to one bucket.
+uint32_t kth_largest(const uint32_t* keys, int64_t count, int64_t k, std::vector<uint32_t>& bucket_keys) {
+  constexpr int BITS = 11;
+  const auto [least, greatest] = std::minmax_element(keys, keys + count);
+  const uint32_t origin = *least;
+  const int shift = std::max(static_cast<int>(std::bit_width(*greatest - origin)) - BITS, 0);
+  int32_t counts[1 << BITS] = {};
+  for (int64_t i = 0; i < count; ++i) ++counts[(keys[i] - origin) >> shift];
+  uint32_t bucket = (*greatest - origin) >> shift;
   while (counts[bucket] < k) k -= counts[bucket--];
   bucket_keys.clear();
-  for (uint32_t key : keys) {
-    if (key >> SHIFT == bucket) bucket_keys.push_back(key);
+  for (int64_t i = 0; i < count; ++i) {
+    if ((keys[i] - origin) >> shift == bucket) bucket_keys.push_back(keys[i]);
   }
   std::nth_element(bucket_keys.begin(), bucket_keys.begin() + (k - 1), bucket_keys.end(), std::greater<>());
   return bucket_keys[k - 1];
@@ -78,6 +81,61 @@ struct Candidate {
   int32_t index;
 };
 
+// The `topk` best of the logits offered since `start`, by score, of equal scores the first ones; in the order offered.
+// Whenever twice as many have come the rest is dropped, and from then on a logit must beat the worst that is left.
+class Shortlist {
+ public:
+  Shortlist(int64_t topk, int64_t most) : topk_(topk), keys_(std::min(2 * topk, most) + BLOCK), indices_(keys_.size()) {}
+
+  void start(float threshold) {
+    threshold_ = threshold;
+    count_ = 0;
+  }
+
+  // logits[from] to logits[to - 1], which are remembered by their index.
+  void offer(const float* logits, int32_t from, int32_t to) {
+    for (; from + BLOCK <= to; from += BLOCK) take(logits, from, passing_bits(logits + from, threshold_));
+    for (; from < to; ++from) take(logits, from, logits[from] >= threshold_);
+  }
+
+  void finish(std::vector<Candidate>& candidates) {
+    if (count_ > topk_) prune();
+    candidates.clear();
+    for (int64_t i = 0; i < count_; ++i) candidates.push_back({score_of(from_key(keys_[i])), indices_[i]});
+  }
+
+ private:
+  void take(const float* logits, int32_t from, uint32_t passing) {
+    for (; passing; passing &= passing - 1) {
+      const int32_t i = from + std::countr_zero(passing);
+      keys_[count_] = to_key(logits[i]);
+      indices_[count_++] = i;
+    }
+    if (count_ + BLOCK > static_cast<int64_t>(keys_.size())) prune();
+  }
+
+  void prune() {
+    const float kth = score_of(from_key(kth_largest(keys_.data(), count_, topk_, bucket_keys_)));
+    const uint32_t tied = to_key(least_logit([&](float s) { return s >= kth; }));
+    threshold_ = least_logit([&](float s) { return s > kth; });
+    const uint32_t better = to_key(threshold_);  // greater than all when there is none: that of NaN
+    int64_t kept = 0, ties = topk_ - std::count_if(keys_.begin(), keys_.begin() + count_,
+                                                   [&](uint32_t key) { return key >= better; });
+    for (int64_t i = 0; i < count_; ++i) {
+      keys_[kept] = keys_[i];
+      indices_[kept] = indices_[i];
+      kept += keys_[i] >= better || (keys_[i] >= tied && ties-- > 0);
+    }
+    count_ = kept;
+  }
+
+  const int64_t topk_;
+  std::vector<uint32_t> keys_, bucket_keys_;
+  std::vector<int32_t> indices_;
+  float threshold_ = 0.0f;
+  int64_t count_ = 0;
+};
+
 // Stable, best first: three counting passes over the score's bits (a score is positive, so they are ordered like it).
 void sort_by_score(std::vector<Candidate>& items, std::vector<Candidate>& scratch) {
   scratch.resize(items.size());
@@ -100,62 +158,30 @@ void sort_by_score(std::vector<Candidate>& items, std::vector<Candidate>& scratc
 
 Detections decode(const Outputs& out, const DecodeSettings& settings) {
   const float threshold = least_logit([&](float s) { return s > settings.score_threshold; });
+  const int32_t classes = static_cast<int32_t>(out.C);
   Detections detections;
-  std::vector<uint32_t> keys, bucket_keys;
-  std::vector<int32_t> indices;
+  Shortlist shortlist(std::min(settings.topk, out.P * out.C), out.P * out.C);
   std::vector<Candidate> level, scratch;
   for (int64_t first = 0, last; first < out.P; first = last) {
     const float stride = out.points[4 * first + 3];
     for (last = first + 1; last < out.P && out.points[4 * last + 3] == stride;) ++last;
 
-    const float* logits = out.logits + first * out.C;
-    size_t count = 0;
-    const auto take = [&](int32_t from, uint32_t passing) {
-      if (keys.size() < count + BLOCK) {
-        keys.resize(2 * count + BLOCK);
-        indices.resize(keys.size());
-      }
-      for (; passing; passing &= passing - 1) {
-        const int32_t i = from + std::countr_zero(passing);
-        keys[count] = to_key(logits[i]);
-        indices[count++] = i;
-      }
-    };
+    shortlist.start(threshold);
     for (int64_t p = first, end; p < last; p = end) {  // a run of valid points, whose logits lie together
       for (end = p + 1; end < last && out.mask[end] == out.mask[p];) ++end;
       if (!out.mask[p]) continue;
-      int32_t i = static_cast<int32_t>((p - first) * out.C);
-      const int32_t to = static_cast<int32_t>((end - first) * out.C);
-      for (; i + BLOCK <= to; i += BLOCK) take(i, passing_bits(logits + i, threshold));
-      for (; i < to; ++i) take(i, logits[i] >= threshold);
+      shortlist.offer(out.logits + first * out.C, static_cast<int32_t>((p - first) * out.C),
+                      static_cast<int32_t>((end - first) * out.C));
     }
-    keys.resize(count);
-
-    // Above `sure` everything is kept; of the candidates that tie with the k-th, the first `ties`.
-    float sure = -INFINITY, tied = -INFINITY;
-    int64_t ties = 0;
-    if (static_cast<int64_t>(count) > settings.topk) {
-      const float kth = score_of(from_key(kth_largest(keys, settings.topk, bucket_keys)));
-      tied = least_logit([&](float s) { return s >= kth; });
-      sure = least_logit([&](float s) { return s > kth; });
-      const uint32_t sure_key = to_key(sure);
-      ties = settings.topk;
-      if (sure == sure) ties -= std::count_if(keys.begin(), keys.end(), [&](uint32_t k) { return k >= sure_key; });
-    }
-    level.clear();
-    for (size_t i = 0; i < count; ++i) {
-      const float logit = from_key(keys[i]);
-      if (logit >= sure || (logit >= tied && ties-- > 0)) level.push_back({score_of(logit), indices[i]});
-    }
+    shortlist.finish(level);
     sort_by_score(level, scratch);
-    detections.reserve(detections.size() + level.size());
 
     for (const Candidate& c : level) {
-      const int64_t p = first + c.index / out.C;
+      const int64_t p = first + c.index / classes;
       const float t = out.points[4 * p];
       const float before = out.offsets[2 * p] * stride, after = out.offsets[2 * p + 1] * stride;
       const float left = t - before, right = t + after;
-      if (right - left > settings.duration_threshold) detections.push_back({left, right, c.score, c.index % out.C});
+      if (right - left > settings.duration_threshold) detections.push_back({left, right, c.score, c.index % classes});
     }
   }
   return detections;

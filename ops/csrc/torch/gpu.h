@@ -7,6 +7,7 @@
 
 #include "gpu/choice.h"
 #include "gpu/driver.h"
+#include "gpu/dtype.h"
 #include "torch/common.h"
 
 namespace rdfa::gpu {
@@ -24,8 +25,9 @@ Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const std::optional<
 void check_dtype(const char* name, const Tensor& t);
 void check_device(const char* name, const Tensor& t, const Tensor& like);
 
-// Its name in those of kernels.
-std::string dtype_name(ScalarType dtype);
+// A dtype as the kernels' names have it, and back.
+Dtype dtype_of(ScalarType dtype);
+ScalarType scalar_type(Dtype dtype);
 
 // Uninitialised memory on the device of `like` (NaN with RDFA_POISON_ALLOCATIONS=1, as `allocate`).
 Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);

@@ -17,8 +17,12 @@ void check_device(const char* name, const Tensor& t, const Tensor& like) {
                   "): move them to one");
 }
 
-std::string dtype_name(ScalarType dtype) {
-  return dtype == ScalarType::Float ? "f32" : dtype == ScalarType::Half ? "f16" : "bf16";
+Dtype dtype_of(ScalarType dtype) {
+  return dtype == ScalarType::Float ? Dtype::f32 : dtype == ScalarType::Half ? Dtype::f16 : Dtype::bf16;
+}
+
+ScalarType scalar_type(Dtype dtype) {
+  return dtype == Dtype::f32 ? ScalarType::Float : dtype == Dtype::f16 ? ScalarType::Half : ScalarType::BFloat16;
 }
 
 Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {

@@ -57,7 +57,7 @@ Tensor causal_conv1d(const Tensor& x, const Tensor& weight, const std::optional<
   arguments.set("D", D);
   arguments.set("L", L);
   arguments.set("blocks", choice.blocks);
-  const std::string kernel = "conv-" + dtype_name(x.scalar_type()) + "-" + tile + "-w" +
+  const std::string kernel = "conv-" + name_of(dtype_of(x.scalar_type())) + "-" + tile + "-w" +
                              std::to_string(weight.size(1)) + (silu ? "-silu" : "-linear") +
                              (reverse ? "-reverse" : "-forward");
   device.launch(kernel, {choice.columns, choice.rows}, arguments, current_stream(x.get_device_index()));

@@ -17,6 +17,7 @@ from rdfa.bench import exported
 from rdfa.bench.backends import detectors, published
 from rdfa.bench.backends.torch_backend import DTYPES
 from rdfa.errors import UsageError
+from rdfa.runtime import manifest as manifests
 from rdfa.settings import nearest
 
 PLAIN, PUBLISHED, UNFOLDED, EAGER = "eager_plain", "published", "eager_unfolded", "eager"
@@ -36,8 +37,12 @@ def availability(artifact: str | os.PathLike, device: str = "cpu", dtype: str = 
     """For each backend None if it can run this artifact here, else the reason in one line."""
     # Detectors of torch are made from the weights in float32, whatever they compute in.
     weights = exported.availability(artifact).get(EAGER)
-    reasons: dict[str, str | None] = {name: weights or _missing(name, device) for name in _BUILDERS}
-    return reasons | {name: why for name, why in exported.availability(artifact, dtype).items() if name not in reasons}
+    reasons: dict[str, str | None] = {name: weights or _missing(name, device, dtype) for name in _BUILDERS}
+    files = {name: why for name, why in exported.availability(artifact, dtype).items() if name not in reasons}
+    if dtype == "int8":
+        manifest = manifests.read(artifact)
+        files = {name: why or _ungated(manifest, name) for name, why in files.items()}
+    return reasons | files
 
 
 def load(
@@ -65,7 +70,9 @@ def load(
     return builder(detector, device, dtype, threads)
 
 
-def _missing(name: str, device: str) -> str | None:
+def _missing(name: str, device: str, dtype: str) -> str | None:
+    if dtype == "int8" and name != PLAIN:
+        return "int8 is measured of files, whose export measured its mAP"
     if name in (GRAPH, PUBLISHED) and device != "cuda":
         return f"a CUDA device alone runs it, not {device}"
     if name == PLAIN and not library.loaded():
@@ -77,6 +84,12 @@ def _missing(name: str, device: str) -> str | None:
     if name == COMPILED and device == "cuda" and importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'rdfa-s6[gpu]'"
     return None
+
+
+def _ungated(manifest: dict[str, Any], backend: str) -> str | None:
+    file = manifests.find(manifest, backend, "int8")  # formats that have int8 are called as their backends
+    passed = file and "map_gate" in manifest["files"][file]
+    return None if passed else "the manifest says nothing of the mAP of its file in int8: export it again"
 
 
 __all__ = ["DTYPES", "EAGER", "PLAIN", "availability", "load"]

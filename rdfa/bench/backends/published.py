@@ -52,6 +52,47 @@ def cuda_kernels() -> Kernels:
     return Kernels(convolve, scan_gated)
 
 
+def with_gradients() -> Kernels:
+    """The same, differentiable: the packages' own backward kernels."""
+    scan, conv = (importlib.import_module(name) for name in MODULES)
+
+    class Conv(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x_BDL, weight_DW, bias_D):
+            ctx.save_for_backward(x_BDL, weight_DW, bias_D)
+            output = torch.empty_like(x_BDL)
+            conv.causal_conv1d_fwd(x_BDL, weight_DW, bias_D, None, None, output, None, True)
+            return output
+
+        @staticmethod
+        def backward(ctx, grad):
+            x, weight, bias = ctx.saved_tensors
+            dx = torch.empty_like(x)
+            dweight, dbias = (torch.zeros_like(t, dtype=torch.float32) for t in (weight, bias))
+            conv.causal_conv1d_bwd(x, weight, bias, grad.contiguous(), None, None, None, dx, dweight, dbias, None, True)
+            return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
+
+    class Scan(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u, delta, A, B, C, D, z, delta_bias):
+            out, states, gated = scan.fwd(u, delta, A, B, C, D, z, delta_bias, True)
+            ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, states, out)
+            return gated
+
+        @staticmethod
+        def backward(ctx, grad):
+            *inputs, states, out = ctx.saved_tensors
+            du, ddelta, dA, dB, dC, dD, ddelta_bias, dz = scan.bwd(
+                *inputs, grad.contiguous(), states, out, None, True, False
+            )
+            return du, ddelta, dA, dB.to(inputs[3].dtype), dC.to(inputs[4].dtype), dD, dz, ddelta_bias
+
+    def scan_gated(u, delta, A, B_BNL, C_BNL, D, z, delta_bias):
+        return Scan.apply(u, delta, A, B_BNL[:, None], C_BNL[:, None], D, z, delta_bias)
+
+    return Kernels(Conv.apply, scan_gated)
+
+
 def use(detector: nn.Module, kernels: Kernels) -> nn.Module:
     """Make every FA-Bi-S6 block of `detector` compute in this way, and the channel gate take the mean of one."""
 

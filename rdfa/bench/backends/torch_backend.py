@@ -14,7 +14,14 @@ from rdfa.runtime.session import Outputs
 from rdfa.runtime.torch_device import full_precision
 from rdfa.runtime.torch_threads import pinned
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+# Of inputs and of what is not multiplied, by the dtype of the row.
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+    "float64": torch.float64,
+}
 
 
 class TorchBackend:

@@ -83,6 +83,12 @@ def notes(environment: dict[str, Any], rows: Sequence[Row]) -> list[str]:
     references = sorted({row.reference for row in rows if row.reference})
     if references:
         lines.append(f"Speed-up is against {' or '.join(references)}; max |d| is against the float64 model.")
+    gates = environment["benchmark"].get("map_gates", {}).items() if any(row.dtype == "int8" for row in rows) else ()
+    for name, gate in gates:
+        lines.append(
+            f"{name}, when exported: average mAP {gate['average_map']:.4f} on {gate['videos']} videos of "
+            f"{gate['annotations']}, float32 {gate['float32_average_map']:.4f}."
+        )
     copies = {row.copies for row in rows if row.valid} & {"counted", "not counted"}
     if copies:
         lines.append(f"Copies between host and device are {' or '.join(sorted(copies))}.")

@@ -1,6 +1,8 @@
 """Detectors of torch as backends, on the tiny artifact."""
 
 import functools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from ops import library
 from rdfa import runtime
 from rdfa.bench import backends
 from rdfa.errors import UsageError
-from tests.deploy.artifacts import narrow_artifact, tiny_artifact
+from tests.deploy.artifacts import int8_artifact, narrow_artifact, tiny_artifact
 
 FEATURES = np.random.default_rng(0).standard_normal((2, 6, 38)).astype(np.float32)
 MASK = np.ones((2, 38), bool)
@@ -40,6 +42,24 @@ def test_halves_are_for_detectors_of_torch_and_for_files_that_hold_them():
     assert half.cls_logits.dtype == np.float32
     error = np.abs(half.cls_logits - single.cls_logits).max() / np.abs(single.cls_logits).max()
     assert 1e-4 < error < 0.2
+
+
+def test_int8_is_for_files_that_passed_their_gate(tmp_path):
+    reasons = backends.availability(int8_artifact(), dtype="int8")
+    assert reasons["eager_plain"] is reasons["torchscript"] is None
+    assert "measured of files" in reasons["eager"] and "measured of files" in reasons["torch_compile"]
+    assert "no int8 aoti file" in reasons["aoti"] and "--dtype int8" in reasons["aoti"]
+    plain, file = (backends.load(int8_artifact(), n, dtype="int8", threads=1) for n in ("eager_plain", "torchscript"))
+    exact = backends.load(tiny_artifact(), "eager", threads=1).run(FEATURES, MASK)
+    plain, file = plain.run(FEATURES, MASK), file.run(FEATURES, MASK)
+    assert 1e-3 < np.abs(plain.cls_logits - exact.cls_logits).max() < 1
+    assert np.abs(plain.cls_logits - file.cls_logits).max() < 0.5 * np.abs(plain.cls_logits - exact.cls_logits).max()
+    shutil.copytree(int8_artifact(), tmp_path / "ungated")
+    manifest = tmp_path / "ungated" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["files"]["detector.ts.int8.pt"]["map_gate"]
+    manifest.write_text(json.dumps(content))
+    assert "says nothing of the mAP" in backends.availability(tmp_path / "ungated", dtype="int8")["torchscript"]
 
 
 def test_a_resident_call_computes_the_same():

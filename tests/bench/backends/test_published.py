@@ -7,6 +7,7 @@ import torch
 from ops import causal_conv1d, selective_scan
 from rdfa.bench.backends import published
 from rdfa.bench.backends.published import Kernels
+from tests.bench import rival_modules
 from tests.deploy.artifacts import tiny_config, tiny_detector
 
 
@@ -33,6 +34,18 @@ def test_outputs_are_the_detectors_and_every_scan_goes_through_the_kernels():
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     # One pass of the stem, over time and over channels with three branches each, and one branch block; two directions.
     assert calls == {"conv": 14, "scan": 14}
+
+
+def test_gradients_are_the_detectors(monkeypatch):
+    rival_modules.install(monkeypatch)
+    ours = tiny_detector(tiny_config())
+    theirs = published.use(tiny_detector(tiny_config()), published.with_gradients())
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 6, 38)).astype(np.float32))
+    for detector in (ours, theirs):
+        logits, offsets, _ = detector(features, torch.ones(2, 38, dtype=torch.bool))
+        (logits.sin().sum() + offsets.square().sum()).backward()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters()):
+        assert (a.grad - b.grad).norm() <= 1e-4 * a.grad.norm(), name
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     tools.build_library(folder)
     (folder / "driver").mkdir()
     tools.build_driver(folder / "driver")
-    tools.write_pack(folder / "on_cpu.cubins")
+    tools.write_pack(folder / "librdfa_ops.cubins")
     return folder
 
 
@@ -25,3 +25,13 @@ def native(folder):
     functions = ctypes.CDLL(str(folder / "on_cpu.so"))
     functions.content.restype = ctypes.c_int64
     return functions
+
+
+@pytest.fixture(scope="session")
+def ort_folder(folder):
+    """`folder` with ``ort_on_cpu.so`` in it."""
+    pytest.importorskip("onnxruntime")
+    if tools.ort_headers() is None:
+        pytest.skip("librdfa_ort.so is not built: python -m ops.build --onnxruntime_headers DIR")
+    tools.build_ort_library(folder)
+    return folder

@@ -189,6 +189,30 @@ bool convolve(const Module& m, const Call& c, int64_t grid_x, int64_t grid_y) {
   return true;
 }
 
+constexpr int64_t PREPARED = 1024;  // elements of a program
+
+bool convert(const Module& m, const Call& c, int64_t grid_x) {
+  const int64_t rows = c["rows"], given = c["given"], wanted = c["wanted"];
+  if (grid_x != rows * ceil_div(wanted, PREPARED)) return false;
+  for (int64_t i = 0; i < rows * wanted; ++i) {
+    float total = 0;
+    for (int64_t part = 0; part < c["parts"] && i % wanted < given; ++part) {
+      total += load(c.pointer("from_ptr"), m.word(1), (part * rows + i / wanted) * given + i % wanted);
+    }
+    store(c.pointer("to_ptr"), m.word(2), i, total);
+  }
+  return true;
+}
+
+bool scale(const Call& c, int64_t grid_x) {
+  const int64_t D = c["D"], N = c["N"], states = c["states"];
+  if (grid_x != ceil_div(states * D, PREPARED)) return false;
+  for (int64_t i = 0; i < states * D; ++i) {
+    c.pointer<float>("to_ptr")[i] = i / D < N ? c.pointer<float>("A_ptr")[i % D * N + i / D] * 1.44269504f : 0;
+  }
+  return true;
+}
+
 int attribute(const char* name, int otherwise) {
   const char* text = std::getenv(name);
   return text ? std::atoi(text) : otherwise;
@@ -249,6 +273,8 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   if (what == "pack") return m.entry == "pack_kernel" && pack(m, call, grid_x, grid_y) ? 0 : 1;
   if (what == "scan") return m.entry == "forward_kernel" && scan(m, call, grid_x, grid_y) ? 0 : 1;
   if (what == "join") return m.entry == "join_segments_kernel" && join(call, grid_x) ? 0 : 1;
+  if (what == "convert") return m.entry == "convert_kernel" && convert(m, call, grid_x) ? 0 : 1;
+  if (what == "scale") return m.entry == "scale_kernel" && scale(call, grid_x) ? 0 : 1;
   return m.entry == "forward_kernel" && convolve(m, call, grid_x, grid_y) ? 0 : 1;
 }
 

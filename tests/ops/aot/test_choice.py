@@ -25,7 +25,7 @@ def test_scan(native, folder, monkeypatch):
     given = list(problems(3000))
     numbers = (ctypes.c_int64 * (6 * len(given)))(*(n for problem in given for n in problem))
     found = (ctypes.c_int64 * (5 * len(given)))()
-    native.choose_scan(str(folder / "on_cpu.cubins").encode(), ctypes.c_int64(len(given)), numbers, found)
+    native.choose_scan(str(folder / "librdfa_ops.cubins").encode(), ctypes.c_int64(len(given)), numbers, found)
     segmented = set()
     for i, (batch, groups, channels, length, size, processors) in enumerate(given):
         monkeypatch.setattr(tiles, "_processors", lambda device, processors=processors: processors)
@@ -55,7 +55,7 @@ def test_convolution(native, folder, dtype, channels_last):
         (columns, rows), blocks = conv._grid(x, tile)
         layout, kind = "channels" if channels_last else "time", "wide" if tile.access > 1 else "narrow"
         native.choose_conv(
-            str(folder / "on_cpu.cubins").encode(), f"{layout}-{kind}-{dtype.itemsize}".encode(),
+            str(folder / "librdfa_ops.cubins").encode(), f"{layout}-{kind}-{dtype.itemsize}".encode(),
             *(ctypes.c_int64(n) for n in (batch, channels, length)), choice,
         )  # fmt: skip
         assert tuple(choice) == (columns, rows, blocks), (kind, batch, channels, length)

@@ -1,6 +1,9 @@
 """The kernels of the pack on a GPU, against Triton's: RDFA_GPU_KERNELS=aot python -m pytest -m gpu tests/ops/aot"""
 
 import itertools
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from ops import library
 from ops.causal_conv1d import cuda as conv
 from ops.selective_scan import cuda as scan
+from tests.ops.aot import tools
 from tests.ops.causal_conv1d import cases as conv_cases
 from tests.ops.selective_scan import cases
 
@@ -77,6 +81,36 @@ def test_an_argument_that_was_left_on_the_cpu(name):
     tensors = {k: t.cuda() for k, t in cases.make((1, 4, 16, 8)).items()}
     with pytest.raises(RuntimeError, match=f"{name} is on another device"):
         torch.ops.rdfa.selective_scan(*(tensors | {name: tensors[name].cpu()}).values(), True, False)
+
+
+# By the library that is named, in a process that has nothing else of ours.
+CALLS = """
+import sys
+import torch
+library, inputs, results = sys.argv[1:]
+torch.ops.load_library(library)
+*scans, x, weight, bias = torch.load(inputs)
+values = [torch.ops.rdfa.selective_scan(*scan, True, False) for scan in scans]
+torch.save([*values, torch.ops.rdfa.causal_conv1d(x, weight, bias, True, False)], results)
+"""
+
+
+def test_ptx_where_the_pack_has_no_machine_code(tmp_path):
+    """As on a GPU that is newer than the pack: the driver compiles."""
+    copy, inputs, results = (tmp_path / name for name in (library.path().name, "inputs", "results"))
+    shutil.copyfile(library.path(), copy)
+    tools.strip(library.pack_path(), copy.with_suffix(".cubins"), torch.cuda.get_device_capability()[0])
+    scans = [[t.cuda() for t in cases.make(shape).values()] for shape in [(2, 17, 3, 65), (1, 2, 16, 20001)]]
+    convolution = [t.cuda() for t in conv_cases.make((2, 67, 129), 4, True, torch.float32)[0]]
+    torch.save([*scans, *convolution], inputs)
+    command = [sys.executable, "-c", CALLS, copy, inputs, results]
+    answer = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    *found, y = torch.load(results)
+    for values, tensors in zip(found, scans, strict=True):
+        for value, expected in zip(values, torch.ops.rdfa.selective_scan(*tensors, True, False), strict=True):
+            assert_same(value, expected)
+    assert_same(y, torch.ops.rdfa.causal_conv1d(*convolution, True, False))
 
 
 def test_each_gpu_has_its_own_kernels():

@@ -1,11 +1,15 @@
 """Launching kernels of a pack through the driver: in a process that has a driver which runs them on the CPU."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ops.aot import pack
+from tests.ops.aot import tools
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,11 +22,29 @@ def run(folder, *command, **environment):
     )  # fmt: skip
 
 
-def test_with_a_driver(folder):
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/aot/with_fake_driver.py")
+def run_tests(folder, file, *options):
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/ops/aot/{file}", *options)
     answer = run(folder, *command, LD_LIBRARY_PATH=str(folder / "driver"))
     if answer.returncode:
         pytest.fail(answer.stdout, pytrace=False)
+
+
+def test_with_a_driver(folder):
+    run_tests(folder, "with_fake_driver.py")
+
+
+def test_onnxruntime_with_a_driver(ort_folder):
+    run_tests(ort_folder, "with_fake_driver_ort.py")
+
+
+def test_ptx_where_the_pack_has_no_machine_code(folder, tmp_path):
+    """On a device of 9.0, with a pack that has only PTX for it."""
+    shutil.copyfile(folder / "on_cpu.so", tmp_path / "on_cpu.so")
+    shutil.copytree(folder / "driver", tmp_path / "driver")
+    tools.strip(folder / "librdfa_ops.cubins", tmp_path / "librdfa_ops.cubins", 9)
+    kinds = {kind for kernel in pack.read(tmp_path / "librdfa_ops.cubins").values() for kind, _, _ in kernel.binaries}
+    assert kinds == {"ptx"}
+    run_tests(tmp_path, "with_fake_driver.py", "-k", "segments or wide")
 
 
 CALL = """
@@ -54,5 +76,5 @@ def test_a_machine_without_a_driver(folder):
 def test_a_library_without_its_pack(folder, tmp_path):
     (tmp_path / "on_cpu.so").write_bytes((folder / "on_cpu.so").read_bytes())
     answer = run(tmp_path, "-c", CALL, LD_LIBRARY_PATH=str(folder / "driver"))
-    expected = f"{tmp_path / 'on_cpu.cubins'} is missing, which holds the GPU kernels: copy it there or make it with"
+    expected = f"{tmp_path / 'librdfa_ops.cubins'} is missing, which holds the GPU kernels: copy it there or make it"
     assert all(line.startswith(expected) for line in answer.stdout.splitlines())

@@ -166,9 +166,11 @@ def test_eleven_thousand_candidates_of_200_classes_take_a_millisecond_and_a_half
     candidates = decode_reference(*outputs, 0.001, 2000, 0.05)
     assert len(candidates[1]) >= 11_000
     assert_identical(decode_nms(*outputs), nms_reference(*candidates, "soft", True, 0.1, 0.001, 200, 0.5, 0.7))
-    seconds = []
-    for _ in range(100):  # the least counts: neighbours on the same core make the processor's time longer
+
+    def seconds():
         start = time.process_time()
         decode_nms(*outputs)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) <= 1.5e-3
+        return time.process_time() - start
+
+    # The least counts: neighbours on the same core make the processor's time longer.
+    assert any(seconds() <= 1.5e-3 for _ in range(2000))

@@ -186,6 +186,13 @@ def test_loop_body_captures_nothing():
     assert not any(v.type.tensor_type.HasField("shape") for v in (*body.input, *body.output))
 
 
+@pytest.mark.parametrize("body", export.BODIES)
+def test_constants_have_axes(body):
+    """ONNX Runtime 1.21 takes ``value_ints`` for a tensor without axes, and refuses the paddings that it is for."""
+    constants = [node for node in make_model(body=body).functions[0].node if node.op_type == "Constant"]
+    assert {attribute.name for node in constants for attribute in node.attribute} == {"value", "value_float"}
+
+
 def test_body_for_gpus_has_no_control_flow_and_few_nodes():
     """Loops are round trips to the host; and a graph of thousands of nodes takes its time to launch."""
     nodes = make_model(body="gpu").functions[0].node

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
+torch = pytest.importorskip("torch")  # before onnxruntime, which on a GPU takes torch's CUDA libraries
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper  # noqa: E402
 
-from ops import build  # noqa: E402
+from ops import build, library  # noqa: E402
 from ops.selective_scan import export  # noqa: E402
 from tests.ops.selective_scan.test_export import RANKS, assert_close, expected, make_inputs  # noqa: E402
 
@@ -18,10 +19,22 @@ pytestmark = pytest.mark.skipif(
     not build.ORT_LIBRARY.exists(), reason="librdfa_ort.so is not built: python -m ops.build --onnxruntime_headers DIR"
 )
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason=f"this onnxruntime has no {CUDA}"),
+    pytest.mark.skipif(not library.pack_path().exists(), reason="there is no pack of kernels: python -m ops.aot"),
+]
 FLOAT, HALF, BFLOAT = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
-def make_session(kinds=None, threads=1):
+@pytest.fixture(params=[CPU, pytest.param(CUDA, marks=ON_GPU)])
+def provider(request):
+    return request.param
+
+
+def make_session(kinds=None, threads=1, provider=CPU):
     """One node with every input; `kinds` gives the number format of those that are not float32."""
     kinds = dict.fromkeys(export.INPUTS, FLOAT) | (kinds or {})
     values = [helper.make_tensor_value_info(name, kinds[name], [None] * RANKS[name]) for name in export.INPUTS]
@@ -36,7 +49,9 @@ def make_session(kinds=None, threads=1):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.register_custom_ops_library(str(build.ORT_LIBRARY))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    assert session.get_providers()[0] == provider
+    session.disable_fallback()
     return lambda inputs: session.run(None, {f"{name}_32": value for name, value in inputs.items()})[0]
 
 
@@ -51,9 +66,9 @@ def make_session(kinds=None, threads=1):
     ],
     ids=["float16", "bfloat16", "mixed", "half u", "bfloat u"],
 )
-def test_number_formats_mix(kinds, tolerance):
+def test_number_formats_mix(kinds, tolerance, provider):
     inputs = make_inputs((2, 21, 5, 37, 3))
-    assert_close(make_session(kinds)(inputs), expected(inputs, delta_softplus=True), tolerance)
+    assert_close(make_session(kinds, provider=provider)(inputs), expected(inputs, delta_softplus=True), tolerance)
 
 
 def skip_alone(u, D):
@@ -65,11 +80,11 @@ def skip_alone(u, D):
     return {"u": u, "D": D, "z": np.full_like(u, 128.0), **zero, **scan}
 
 
-def test_every_half_comes_in_and_goes_out_right():
+def test_every_half_comes_in_and_goes_out_right(provider):
     """All finite numbers, subnormal ones too: what comes out is numpy's rounding of the float32 product."""
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     u = every[np.isfinite(every)].astype(np.float32).reshape(1, 1, -1)
-    run = make_session({"u": HALF})
+    run = make_session({"u": HALF}, provider=provider)
     for D in (2.0**-7, 0.7 * 2.0**-7, 1e-3 * 2.0**-7, 3 * 2.0**-7):  # times z = 2^7
         y = run(skip_alone(u, np.array([D], np.float32)))
         with np.errstate(over="ignore"):
@@ -107,22 +122,31 @@ def test_every_instruction_set(monkeypatch, isa):
         ("z", (1, 6, 9), "z has shape"),
     ],
 )
-def test_wrong_shapes_are_refused(name, shape, message):
+def test_wrong_shapes_are_refused(name, shape, message, provider):
     inputs = make_inputs((2, 6, 3, 9, 2)) | {name: np.zeros(shape, np.float32)}
     with pytest.raises(Exception, match=f"SelectiveScan: {message}"):
-        make_session()(inputs)
+        make_session(provider=provider)(inputs)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 6, 3, 65, 2), (1, 5, 35, 18, 1), (1, 2, 16, 20001, 1), (2, 64, 16, 300, 1)], ids=str
+)
+def test_sizes(shape, provider):
+    inputs = make_inputs(shape)
+    assert_close(make_session(provider=provider)(inputs), expected(inputs), 2e-6)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2, 5, 1), (2, 3, 2, 0, 1)])
-def test_nothing_to_do(shape):
+def test_nothing_to_do(shape, provider):
     inputs = make_inputs(shape)
-    assert make_session()(inputs).shape == inputs["u"].shape
+    assert make_session(provider=provider)(inputs).shape == inputs["u"].shape
 
 
 def test_library_needs_nothing_but_the_compilers_own():
     listing = subprocess.run(["ldd", build.ORT_LIBRARY], capture_output=True, text=True, check=True).stdout
     needed = {line.split()[0].partition(".so")[0].split("/")[-1] for line in listing.splitlines()}
-    assert needed <= {"linux-vdso", "libstdc++", "libm", "libgcc_s", "libc", "ld-linux-x86-64", "ld-linux-aarch64"}
+    allowed = {"linux-vdso", "libstdc++", "libm", "libgcc_s", "libc", "libdl", "ld-linux-x86-64", "ld-linux-aarch64"}
+    assert needed <= allowed
     symbols = subprocess.run(["nm", "-D", "--defined-only", build.ORT_LIBRARY], capture_output=True, text=True).stdout
     ours = {line.split()[-1] for line in symbols.splitlines() if line.split()[1] == "T"}
     assert ours == {"RegisterCustomOps"}
