@@ -65,3 +65,10 @@ def test_kernels_of_a_small_model(tmp_path, capsys):
     assert {row["verdict"].split(":")[0] for row in result["rows"]} <= {"valid", "skipped"}
     assert result["environment"]["threads"] == 1
     assert "causal_conv1d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_all_dtypes_have_int8_where_the_artifact_has_it(held):
+    manifest = {"files": {"detector.ts.int8.pt": {"dtype": "int8"}} if held else {}}
+    assert ("int8" in serve_bench._dtypes(serve_bench.DTYPES, manifest)) is held
+    assert serve_bench._dtypes(("int8",), manifest) == ("int8",)  # asked for by name, its absence is an error
