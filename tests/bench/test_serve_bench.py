@@ -29,6 +29,7 @@ def run(*argv) -> int:
             ("--artifact", "a", "--output", "o", "--scenarios", "serve"),
             "'serve' is unknown; valid: all, sweep",
         ),
+        (("--artifact", "a", "--output", "o", "--scenarios", ""), "'' is unknown; valid: all, sweep"),
         (("--artifact", "a", "--output", "o", "--batch", "1,x"), "'1,x' is no list of positive integers"),
         (("--artifact", "a", "--output", "o", "--time", "0"), "'0' is no list of positive integers"),
         (("--artifact", "a", "--output", "o", "--threads", "0"), "--threads 0: give at least 1"),
