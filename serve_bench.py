@@ -180,7 +180,7 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
         output=args.output,
         backends=() if args.backends == ("all",) else args.backends,
         device=reference.resolve_device(args.device),
-        dtypes=args.dtype,
+        dtypes=_dtypes(args.dtype, manifest),
         scenarios=args.scenarios,
         batches=args.batch,
         times=args.time,
@@ -211,6 +211,12 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
     failed = sorted({row.backend for row in rows if not row.valid and not row.skipped})
     if failed:
         raise RunError(f"{', '.join(failed)}: no speed shown, see the reasons above or in results.json")
+
+
+def _dtypes(wanted: tuple[str, ...], manifest: dict) -> tuple[str, ...]:
+    """Those asked for; of `all` without int8 where the artifact has no such file, since nothing else computes in it."""
+    held = {entry.get("dtype") for entry in manifest["files"].values()}
+    return tuple(dtype for dtype in wanted if dtype != "int8" or "int8" in held or wanted != DTYPES)
 
 
 def _compare(args: argparse.Namespace, console: Console) -> None:

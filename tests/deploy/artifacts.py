@@ -227,7 +227,9 @@ def cpp_program(program, source):
     root = Path(torch.__file__).parent
     include = [f"-isystem{root / 'include' / path}" for path in ("", "torch/csrc/api/include")]
     include.append(f"-I{CPP_EXAMPLE}")
-    link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{root / 'lib'}"]
+    # All of them: that for GPUs is found through libtorch, of which nothing is called by name.
+    link = [f"-L{root / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    link.append(f"-Wl,-rpath,{root / 'lib'}")
     subprocess.run(["g++", "-std=c++20", "-O0", "-Wall", *include, str(source), *link, "-o", str(program)], check=True)
 
 
