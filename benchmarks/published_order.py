@@ -4,14 +4,17 @@ Channels first throughout; both directions as one batch, which is flipped, joine
 every row that the published code computes, the unused ones too; norm, mask and scale each in a pass of its own; heads
 level by level. For inference with the default settings, written from the description of that code.
 
-Shape suffixes: B batch, C channels, L positions, D inner channels; 2B both directions.
+Shape suffixes: B batch, C channels, L positions, D inner channels, W width.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ops import selective_scan
+from rdfa.bench.backends import published
 from rdfa.modeling.detector import Detector
 from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
 from rdfa.modeling.layers import ChannelLayerNorm, MaskedConv1D
@@ -61,28 +64,15 @@ def _stem(block, x_BCL: Tensor, mask: Tensor) -> Tensor:
 
 
 def _block(block: FeatureAggregatedBiS6, x_BLC: Tensor) -> Tensor:
-    batch, length, _ = x_BLC.shape
-    xz = (block.in_proj.weight @ x_BLC.flatten(0, 1).t()).unflatten(1, (batch, length)).transpose(0, 1)
-    fwd, bwd = xz.chunk(2, dim=1)
-    x_2BDL, z_2BDL = torch.cat([fwd, bwd.flip(-1)]).chunk(2, dim=1)
-    A = -torch.exp(block.A_log.float())
-    B = C = None
-    outputs = []
-    for conv in block.conv1ds:
-        u = F.conv1d(x_2BDL, conv.weight, conv.bias, padding=conv.kernel_size[0] - 1, groups=block.d_inner)
-        u = F.silu(u[..., :length])
-        projected = block.x_proj(u.transpose(1, 2).flatten(0, 1))
-        delta = block.dt_proj.weight @ projected[:, : block.dt_rank].t()
-        delta = delta.unflatten(1, (2 * batch, length)).transpose(0, 1)
-        if B is None:
-            B, C = (
-                part.unflatten(0, (2 * batch, length)).transpose(1, 2).contiguous()
-                for part in projected[:, block.dt_rank :].chunk(2, dim=1)
-            )
-        y = selective_scan(u, delta, A, B, C, block.D, z_2BDL, block.dt_proj.bias, delta_softplus=True)
-        outputs.append(y)
-    fwd, bwd = torch.cat(outputs, 1).chunk(2)
-    return F.linear(torch.cat([fwd, bwd.flip(-1)], 1).transpose(1, 2), block.out_proj.weight)
+    return F.linear(published.scans(block, _KERNELS, x_BLC), block.out_proj.weight)
+
+
+def _conv_silu(x_BDL: Tensor, weight_DW: Tensor, bias_D: Tensor) -> Tensor:
+    u = F.conv1d(x_BDL, weight_DW.unsqueeze(1), bias_D, padding=weight_DW.shape[1] - 1, groups=len(weight_DW))
+    return F.silu(u[..., : x_BDL.shape[-1]])
+
+
+_KERNELS = published.Kernels(_conv_silu, partial(selective_scan, delta_softplus=True))
 
 
 def _norm(norm: ChannelLayerNorm, x_BCL: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def _object(folder: Path, source: Path) -> Path:
 def _find_compiler() -> list[str]:
     requested = os.environ.get("CXX")
     for candidate in [requested] if requested else ["g++", "c++"]:
-        words = candidate.split()
+        words = [candidate] if shutil.which(candidate) else candidate.split()
         if words and shutil.which(words[0]):
             return words
     missing = f"CXX={requested} was not found" if requested else "no C++ compiler (g++) was found"

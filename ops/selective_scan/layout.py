@@ -16,7 +16,9 @@ def grouped(m: Tensor, groups: int, u: Tensor) -> Tensor:
     if m.dim() == 2:
         return m[None, :, :, None].expand(u.shape[0], groups, -1, u.shape[2])
     m = m[:, None] if m.dim() == 3 else m
-    return m.expand(-1, groups, -1, -1) if m.shape[1] in (1, groups) else m.repeat_interleave(groups // m.shape[1], 1)
+    if m.shape[1] == groups:  # not expanded to what it is: an exported graph would keep that
+        return m
+    return m.expand(-1, groups, -1, -1) if m.shape[1] == 1 else m.repeat_interleave(groups // m.shape[1], 1)
 
 
 def empty_projection(m: Tensor) -> Tensor:

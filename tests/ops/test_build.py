@@ -1,6 +1,7 @@
 """Building the native library: incremental, atomic, and one clear line when it cannot be done."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,15 @@ def test_no_compiler_is_one_line_and_exit_code_1(monkeypatch, capsys, requested)
     assert builder.main([]) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: CXX=") and "install GCC" in message and message.count("\n") == 1
+
+
+def test_a_compiler_in_a_folder_with_a_space_or_with_flags(tmp_path, monkeypatch):
+    compiler = tmp_path / "a folder" / "g++"
+    compiler.parent.mkdir()
+    compiler.symlink_to(shutil.which("g++"))
+    for requested, words in ((str(compiler), [str(compiler)]), ("g++ -m64", ["g++", "-m64"])):
+        monkeypatch.setenv("CXX", requested)
+        assert builder._find_compiler() == words
 
 
 def test_no_compiler_at_all(monkeypatch, capsys):

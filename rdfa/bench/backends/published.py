@@ -1,11 +1,11 @@
 """The published computation of an FA-Bi-S6 block on the CUDA kernels of mamba-ssm and causal-conv1d: the reference row.
 
-Those kernels know one branch and one direction of time. So the block calls them branch by branch, the second direction
-on flipped copies, lays copies together as they want them, flips the results back and joins them. Everything else of the
-detector is as it is here.
+Those kernels know one branch and one direction of time. So the block calls them branch by branch, for both directions
+as one batch, the second on a flipped copy; the results are joined and the second half flipped back. Everything else of
+the detector is as it is here.
 
 Only the compiled modules are imported: the packages' top levels need more than this benchmark does.
-Shape suffixes as in `rdfa.modeling.fa_bi_s6`.
+Shape suffixes as in `rdfa.modeling.fa_bi_s6`; 2B both directions.
 """
 
 import importlib
@@ -97,7 +97,7 @@ def use(detector: nn.Module, kernels: Kernels) -> nn.Module:
     """Make every FA-Bi-S6 block of `detector` compute in this way, and the channel gate take the mean of one."""
 
     def forward(block: FeatureAggregatedBiS6, x_BLC: Tensor) -> Tensor:
-        return block.out_proj(_scans(block, kernels, x_BLC))
+        return block.out_proj(scans(block, kernels, x_BLC))
 
     def gate(block: DualBiS6Block, x_BTC: Tensor) -> Tensor:
         return block.sigmoid(block.c_mamba(block.adaptive_pool(x_BTC)).mean(dim=-1))
@@ -110,24 +110,21 @@ def use(detector: nn.Module, kernels: Kernels) -> nn.Module:
     return detector
 
 
-def _scans(block: FeatureAggregatedBiS6, kernels: Kernels, x_BLC: Tensor) -> Tensor:
-    x_fwd, z_fwd, x_bwd, z_bwd = (
-        part.transpose(1, 2).contiguous() for part in block.in_proj(x_BLC).split(block.d_inner, dim=-1)
-    )
-    forwards = _direction(block, kernels, x_fwd, z_fwd)
-    backwards = _direction(block, kernels, x_bwd.flip(-1), z_bwd.flip(-1))
-    return torch.cat([*forwards, *(y.flip(-1) for y in backwards)], dim=1).transpose(1, 2)
-
-
-def _direction(block: FeatureAggregatedBiS6, kernels: Kernels, x_BDL: Tensor, z_BDL: Tensor) -> list[Tensor]:
+def scans(block: FeatureAggregatedBiS6, kernels: Kernels, x_BLC: Tensor) -> Tensor:
+    """What the output projection of the block takes, [B,L,2KD]. Kernels get sequences with time adjacent in memory."""
+    batch, length, _ = x_BLC.shape
+    xz = (block.in_proj.weight @ x_BLC.flatten(0, 1).t()).unflatten(1, (batch, length)).transpose(0, 1)
+    fwd, bwd = xz.chunk(2, dim=1)
+    x_2BDL, z_2BDL = torch.cat([fwd, bwd.flip(-1)]).chunk(2, dim=1)
     A_DN, D_D = -torch.exp(block.A_log.float()), block.D.float()
     shared, outputs = None, []
     for conv in block.conv1ds:
-        u_BDL = kernels.conv(x_BDL, conv.weight.squeeze(1), conv.bias)
-        rows = F.linear(u_BDL.transpose(1, 2), block.x_proj.weight)
-        dt_BLR, B_BLN, C_BLN = rows.split([block.dt_rank, block.d_state, block.d_state], dim=-1)
+        u = kernels.conv(x_2BDL, conv.weight.squeeze(1), conv.bias)
+        projected = F.linear(u.transpose(1, 2).flatten(0, 1), block.x_proj.weight)
+        dt, *rows = projected.split([block.dt_rank, block.d_state, block.d_state], dim=-1)
+        delta = (block.dt_proj.weight @ dt.t()).unflatten(1, (2 * batch, length)).transpose(0, 1)
         if shared is None:
-            shared = B_BLN.transpose(1, 2).contiguous(), C_BLN.transpose(1, 2).contiguous()
-        delta_BDL = F.linear(dt_BLR, block.dt_proj.weight).transpose(1, 2).contiguous()
-        outputs.append(kernels.scan(u_BDL, delta_BDL, A_DN, *shared, D_D, z_BDL, block.dt_proj.bias.float()))
-    return outputs
+            shared = [part.unflatten(0, (2 * batch, length)).transpose(1, 2).contiguous() for part in rows]
+        outputs.append(kernels.scan(u, delta, A_DN, *shared, D_D, z_2BDL, block.dt_proj.bias.float()))
+    fwd, bwd = torch.cat(outputs, 1).chunk(2)
+    return torch.cat([fwd, bwd.flip(-1)], 1).transpose(1, 2)

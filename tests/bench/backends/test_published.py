@@ -16,12 +16,12 @@ def test_outputs_are_the_detectors_and_every_scan_goes_through_the_kernels():
 
     def conv(x, weight, bias):
         calls["conv"] += 1
-        assert x.is_contiguous()
+        assert x.stride(-1) == 1
         return causal_conv1d(x, weight, bias, activation="silu")
 
     def scan(u, delta, A, B, C, D, z, delta_bias):
         calls["scan"] += 1
-        assert delta.is_contiguous() and B.is_contiguous() and C.is_contiguous()
+        assert all(t.stride(-1) == 1 for t in (u, delta, B, C, z))
         return selective_scan(u, delta, A, B, C, D, z=z, delta_bias=delta_bias, delta_softplus=True)
 
     ours = tiny_detector(tiny_config())
@@ -32,8 +32,9 @@ def test_outputs_are_the_detectors_and_every_scan_goes_through_the_kernels():
     with torch.inference_mode():
         for a, b in zip(theirs(features, mask), ours(features, mask)):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    # One pass of the stem, over time and over channels with three branches each, and one branch block; two directions.
-    assert calls == {"conv": 14, "scan": 14}
+    # One pass of the stem, over time and over channels with three branches each, and one branch block; both directions
+    # in one call.
+    assert calls == {"conv": 7, "scan": 7}
 
 
 def test_gradients_are_the_detectors(monkeypatch):
