@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if bool(args.annotations) != bool(args.features):
         raise UsageError("--annotations and --features go together: the mAP is measured on both")
+    if (args.subset or args.max_map_loss is not None) and not args.annotations:
+        raise UsageError("--subset and --max_map_loss are of the gate of int8: give --annotations and --features")
     # After the flags are known to be good: this imports torch.
     from rdfa import deploy
     from rdfa.deploy import triton_repository

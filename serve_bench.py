@@ -70,6 +70,7 @@ from rich.console import Console
 
 from rdfa import cli, config
 from rdfa.errors import RunError, UsageError
+from rdfa.files import check_place
 from rdfa.runtime import manifest as manifests
 
 SCENARIOS = ("sweep", "SingleStream", "MultiStream", "Server", "Offline")
@@ -161,7 +162,7 @@ def _choose(flag: str, names: tuple[str, ...], valid: tuple[str, ...]) -> tuple[
     if names == ("all",):
         return valid
     known = {name.lower(): name for name in valid}
-    for name in names:
+    for name in names or ("",):
         if name.lower() not in known:
             raise UsageError(f"{flag}: {name!r} is unknown; valid: all, {', '.join(valid)}")
     return tuple(name for name in valid if name.lower() in {given.lower() for given in names})
@@ -179,7 +180,7 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
         output=args.output,
         backends=() if args.backends == ("all",) else args.backends,
         device=reference.resolve_device(args.device),
-        dtypes=args.dtype,
+        dtypes=_dtypes(args.dtype, manifest),
         scenarios=args.scenarios,
         batches=args.batch,
         times=args.time,
@@ -192,6 +193,9 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
         rate=args.target_qps,
         given=given,
     )
+    # What would be told after everything was measured is told before.
+    check_place(args.output / "results.json")
+    history.read(args.output / "history.csv")
     with console.status("") as status:
         progress = _progress(console, status)
         if args.url:
@@ -207,6 +211,12 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
     failed = sorted({row.backend for row in rows if not row.valid and not row.skipped})
     if failed:
         raise RunError(f"{', '.join(failed)}: no speed shown, see the reasons above or in results.json")
+
+
+def _dtypes(wanted: tuple[str, ...], manifest: dict) -> tuple[str, ...]:
+    """Those asked for; of `all` without int8 where the artifact has no such file, since nothing else computes in it."""
+    held = {entry.get("dtype") for entry in manifest["files"].values()}
+    return tuple(dtype for dtype in wanted if dtype != "int8" or "int8" in held or wanted != DTYPES)
 
 
 def _compare(args: argparse.Namespace, console: Console) -> None:
@@ -235,6 +245,7 @@ def _kernels(args: argparse.Namespace, console: Console) -> None:
         lengths=args.time,
         seconds=args.seconds,
     )
+    check_place(args.output / "kernels.json")
     measure = kernel_command.on_gpu if device == "cuda" else kernel_command.on_cpu
     with console.status("") as status:
         rows = measure(request, console, _progress(console, status))

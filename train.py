@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 
 from rdfa import cli
-from rdfa.config import Config, add_flags, from_args, from_text
+from rdfa.config import Config, add_flags, from_args, load
 from rdfa.training.session import one_voice
 
 
@@ -76,7 +76,7 @@ def _configuration(args: argparse.Namespace) -> Config:
     """What the flags say; without --gin_file the run's own configuration, if it has one, changed by --gin_param."""
     own = args.run_dir / "config.gin"
     if not args.gin_file and own.is_file():
-        return from_text(own.read_text(encoding="utf-8"), args.gin_param)
+        return load([own], args.gin_param)
     return from_args(args)
 
 

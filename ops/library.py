@@ -161,16 +161,15 @@ def runs_aot(*tensors: torch.Tensor | None) -> bool:
     return fits and not HAS_TRITON and not differentiated and pack_path().exists() and available()
 
 
-def empty_bdl(x_BDL: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def empty_bdl(x_BDL: torch.Tensor) -> torch.Tensor:
     """What the library allocates for a result shaped like `x_BDL` (for fake implementations).
 
     Its memory order is [B,L,D] when x's channels lie closer together than its time steps, else [B,D,L].
     """
     B, D, L = x_BDL.shape
-    dtype = dtype or x_BDL.dtype
     if x_BDL.stride(1) < x_BDL.stride(2):
-        return x_BDL.new_empty((B, L, D), dtype=dtype).transpose(1, 2)
-    return x_BDL.new_empty((B, D, L), dtype=dtype)
+        return x_BDL.new_empty((B, L, D)).transpose(1, 2)
+    return x_BDL.new_empty((B, D, L))
 
 
 def refuse_gradients(operator: str, remedy: str) -> None:

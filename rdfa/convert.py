@@ -33,7 +33,7 @@ from rdfa.data.annotations import load_annotations
 from rdfa.errors import UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.published_yaml import read_config
-from rdfa.run_dir import point, write_checkpoint, write_config
+from rdfa.run_dir import make_folder, point, write_checkpoint, write_config
 
 # A profiler that the published engine runs leaves these buffers behind in every module.
 PROFILER_BUFFERS = ("total_ops", "total_params")
@@ -118,6 +118,7 @@ def convert(yaml_files: dict[str, Path], checkpoint: Path, output: Path) -> list
     for state in (published.model, published.model_ema):
         check_fit(state, wanted, checkpoint)
     names = _class_names(config)
+    make_folder(output)
     step = published.meta.get("epoch", 0)
     meta = {**published.meta, "converted_from": checkpoint.name}
     # In the order of our state_dict, whatever the file's was.

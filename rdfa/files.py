@@ -39,6 +39,15 @@ def parse_json(path: str | os.PathLike, data: bytes | str) -> Any:
         raise RunError(f"{path} is not valid JSON ({error}): copy it again, or give another file") from error
 
 
+def read_json_lines(path: str | os.PathLike) -> list[Any]:
+    """The values of a file of JSON lines; the end of one that was being written is left out.
+
+    Raises:
+        UsageError: it cannot be opened. RunError: a line is damaged.
+    """
+    return [parse_json(path, line) for line in read_bytes(path).split(b"\n")[:-1]]
+
+
 def check_place(path: str | os.PathLike) -> Path:
     """`path` with its folder made. Called before long work, so that a place that cannot be written is told first.
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rdfa.config import Config, from_text, to_gin
+from rdfa.config import Config, load, to_gin
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import Detector, build_detector
 
@@ -50,7 +50,7 @@ class RunDirectory:
 
     def config(self) -> Config:
         """The operative configuration of the run."""
-        return from_text((self.path / "config.gin").read_text(encoding="utf-8"))
+        return load([self.path / "config.gin"])
 
     def class_names(self) -> dict[int, str]:
         """Label id -> class name; empty when the run did not know the names."""
@@ -133,17 +133,23 @@ def load_meta(folder: str | os.PathLike) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def make_folder(run_dir: str | os.PathLike) -> Path:
+    """The folder of a run, made if there is none; raises UsageError where there can be none."""
+    path = Path(run_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make run directory {path}: {error.strerror}; give a folder of yours") from error
+    return path
+
+
 def write_config(run_dir: str | os.PathLike, config: Config, class_names: Mapping[int, str] | None = None) -> None:
     """Make `run_dir` a run directory: the operative configuration and, where known, the class names.
 
     Raises:
         UsageError: there can be no such directory.
     """
-    path = Path(run_dir)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make run directory {path}: {error.strerror}; give a folder of yours") from error
+    path = make_folder(run_dir)
     _write_text(path / "config.gin", to_gin(config))
     if class_names is not None:
         names = {str(label): name for label, name in sorted(class_names.items())}

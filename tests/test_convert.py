@@ -232,6 +232,8 @@ def test_a_run_directory_is_not_overwritten(small, state):
     convert.convert(yaml_files, checkpoint, output)
     with pytest.raises(UsageError, match="is a run directory already: choose another --output"):
         convert.convert(yaml_files, checkpoint, output)
+    with pytest.raises(UsageError, match="cannot make run directory"):
+        convert.convert(yaml_files, checkpoint, checkpoint / "run")
 
 
 def test_model_and_checkpoint_must_belong_together(tmp_path, small, state):

@@ -55,19 +55,8 @@ def test_a_wheel_is_for_one_platform_and_every_python(tmp_path):
         shutil.copy(ROOT / name, source)
     for name in ("ops", "rdfa"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("objects", "*.so", "*.cubins"))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "-w",
-        str(output),
-        str(source),
-    ]
-    environment = os.environ | {"CXX": "/no/such/compiler"}
-    subprocess.run(command, env=environment, capture_output=True, check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", output, source]
+    subprocess.run(command, env=os.environ | {"CXX": "/no/such/compiler"}, capture_output=True, check=True)
     (wheel,) = output.iterdir()
     assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
     files = zipfile.ZipFile(wheel).namelist()

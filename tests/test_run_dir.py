@@ -68,6 +68,9 @@ def test_configuration_and_class_names_are_read_back(run):
     assert json.loads((run / "classes.json").read_text()) == {"0": "Weitsprung \u00fc", "2": "long jump"}
     (run / "classes.json").unlink()
     assert RunDirectory(run).class_names() == {}
+    (run / "config.gin").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"cannot read gin file .*config\.gin: not text"):
+        RunDirectory(run).config()
     (run / "classes.json").write_text("[1]")
     with pytest.raises(RunError, match=r"classes\.json: not a file of class names"):
         RunDirectory(run).class_names()

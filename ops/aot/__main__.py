@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time (%(default)s)"
     )
     arguments = parser.parse_args(argv)
+    if not arguments.output.parent.is_dir() or arguments.output.is_dir():
+        parser.error(f"--output {arguments.output}: give the name of a file in a folder that exists")
     if importlib.util.find_spec("triton") is None:
         print("error: Triton is not installed: pip install 'triton>=3.6,<3.10'", file=sys.stderr)
         return 1

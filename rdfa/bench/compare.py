@@ -24,7 +24,9 @@ class Change:
     """Of one row. `factor` is new over old, of its latency or of the inverse of its throughput: above 1 is slower."""
 
     key: tuple
-    kind: str  # slower, faster, equal, broken, repaired, gone (skipped now), new, not measured (neither row nor reason)
+    # slower, faster, equal, broken, repaired, gone (skipped now), new, not measured (neither row nor reason),
+    # other bound (of Server: the rates found cannot be compared)
+    kind: str
     factor: float | None = None
     note: str = ""
 
@@ -38,8 +40,12 @@ def read(path: Path) -> dict[str, Any]:
     file = path / "results.json" if path.is_dir() else path
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        return {"environment": result["environment"], "rows": list(result["rows"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        environments.summary(result["environment"])
+        for row in result["rows"]:
+            _present(row)
+            _cost(row)
+        return {"environment": result["environment"], "rows": result["rows"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"--compare {path}: no result of serve_bench.py is there ({error})") from error
 
 
@@ -88,24 +94,35 @@ def _change(key: tuple, old: dict[str, Any] | None, new: dict[str, Any], spreads
         return Change(key, "broken", note=new["verdict"])
     if valid == (False, True):
         return Change(key, "repaired")
-    costs = [_cost(row) for row in (old, new)]
-    if None in costs:  # a Server row whose bound no rate keeps
-        kinds = {(True, False): "repaired", (False, True): "broken"}
-        return Change(key, kinds.get(tuple(cost is None for cost in costs), "equal"), note="no rate keeps the bound")
-    factor = costs[1] / costs[0]
     # LoadGen's rows have no twins; the worst of the others stand in.
     own = [s if row.get("aa_spread") is None else row["aa_spread"] for row, s in zip((old, new), spreads)]
-    if abs(factor - 1) <= sum(own) + BETWEEN_RUNS:
+    noise = sum(own) + BETWEEN_RUNS
+    loads = [row.get("loadgen") or {} for row in (old, new)]
+    bounds, rates = ([load.get(name) for load in loads] for name in ("p99_bound_ms", "target_qps"))
+    if None not in bounds and abs(bounds[1] / bounds[0] - 1) > noise:
+        return Change(key, "other bound", note=f"{bounds[0]:g} ms, now {bounds[1]:g} ms: give both the same --p99_ms")
+    # At a rate that was given, the throughput is that rate, whatever it costs.
+    by_latency = rates[0] is not None and rates[0] == rates[1]
+    costs = [_cost(row, by_latency) for row in (old, new)]
+    if None in costs:
+        kinds = {(True, False): "repaired", (False, True): "broken"}
+        return Change(key, kinds.get(tuple(cost is None for cost in costs), "equal"), note="the bound is not kept")
+    factor = costs[1] / costs[0]
+    if abs(factor - 1) <= noise:
         return Change(key, "equal", factor)
-    results = [(row.get("loadgen") or {}).get("result") for row in (old, new)]
+    results = [load.get("result") for load in loads]
     note = f"LoadGen: {results[0]}, now {results[1]}" if results[0] != results[1] else ""
     return Change(key, "slower" if factor > 1 else "faster", factor, note)
 
 
-def _cost(row: dict[str, Any]) -> float | None:
-    if row["scenario"] in ("Server", "Offline"):
+def _cost(row: dict[str, Any], by_latency: bool = False) -> float | None:
+    """None of a row without a speed, and of a Server test that broke its bound on the 99th percentile."""
+    latency, bound = row["latency_ms"], (row.get("loadgen") or {}).get("p99_bound_ms")
+    if bound is not None and latency and latency["p99"] > bound:
+        return None
+    if row["scenario"] in ("Server", "Offline") and not by_latency:
         return 1 / row["throughput_videos_per_s"] if row["throughput_videos_per_s"] else None
-    return row["latency_ms"]["p50"] if row["latency_ms"] else None
+    return latency["p50"] if latency else None
 
 
 def _spread(result: dict[str, Any]) -> float:

@@ -41,8 +41,12 @@ class RemoteBackend:
         Raises:
             UsageError: no such URL, no server or no such model there, or tritonclient is not installed.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in PROTOCOLS or not parts.hostname or not parts.port or parts.path.strip("/"):
+        try:
+            parts = urlsplit(url)
+            complete = parts.scheme in PROTOCOLS and parts.hostname and parts.port and not parts.path.strip("/")
+        except ValueError:  # a port that is no number, or too large
+            complete = False
+        if not complete:
             raise UsageError(f"--url {url}: give a server as http://HOST:PORT or grpc://HOST:PORT")
         self._protocol, self._secure = PROTOCOLS[parts.scheme], parts.scheme.endswith("s")
         self._url, self._address = url, parts.netloc

@@ -18,6 +18,7 @@ from rdfa.deploy import form, map_gate, verify
 from rdfa.deploy import manifest as manifests
 from rdfa.deploy.map_gate import MapGate
 from rdfa.errors import RunError, UsageError
+from rdfa.evaluation.given_set import OpenedSet
 from rdfa.files import check_replaceable, replacing_folder
 from rdfa.inference.fusion import AGNOSTIC_NAMES
 from rdfa.modeling.detector import Detector
@@ -84,7 +85,7 @@ def export(
 
     Raises:
         UsageError: an unknown format, a dtype that no format of these has, int8 without a gate or for a GPU, no such
-            run, no such device here, or an `output` that is not an artifact to replace.
+            run, videos or device here, or an `output` that is not an artifact to replace.
         RunError: a file does not compute what the detector computes, or does not pass the gate. Nothing is left under
             `output`, or what was there.
     """
@@ -101,6 +102,7 @@ def export(
     run = RunDirectory(run_dir)
     folder = run.checkpoint(checkpoint)
     detector, config = load_detector(run_dir, folder)
+    videos = OpenedSet(gate.given, config) if gate else None
     source = {"run": run.path.resolve().name, "checkpoint": folder.name, "weights": "ema"}
     manifest = manifests.describe(config, _class_list(run, config), source)
     with replacing_folder(output) as directory:
@@ -110,7 +112,7 @@ def export(
         _verify_files(detector, config, manifest, sessions, report)
         if gate:
             gated = {name: session for name, session in sessions.items() if session.dtype in map_gate.DTYPES}
-            map_gate.pass_files(gate, config, manifest, sessions[WEIGHTS], gated, report)
+            map_gate.pass_files(gate, videos, config.post, manifest, sessions[WEIGHTS], gated, report)
         _time_starts(directory, manifest, files, report)
         manifests.write(directory, manifest)
     return manifest

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rdfa.deploy.gate_pool import GatherGatePool
+from rdfa.deploy.replace import replace_modules
 from rdfa.modeling.detector import Detector
 from rdfa.modeling.folded import fold
 from rdfa.modeling.layers import GatePool
@@ -24,28 +25,20 @@ def deployed(detector: Detector, dtype: str, device: str = "cpu") -> nn.Module:
     # Float16 has no packed products; and of the folded detector in float16 AOTInductor freezes the length.
     if device == "cpu" and dtype != "float16":
         return fold(detector, getattr(torch, dtype))
-    return NarrowDetector(detector, getattr(torch, dtype)).eval().requires_grad_(False)
+    narrow = copy.deepcopy(detector).to(getattr(torch, dtype))
+    replace_modules(narrow, {GatePool: GatherGatePool})  # torch's freeze the length in what is exported
+    return NarrowDetector(narrow, getattr(torch, dtype)).eval().requires_grad_(False)
 
 
 class NarrowDetector(nn.Module):
-    """A copy of the detector that computes in another number format behind the interface of the float32 one."""
+    """A detector that computes in another number format behind the interface of the float32 one."""
 
     def __init__(self, detector: Detector, dtype: torch.dtype):
         super().__init__()
         self.settings, self.generator = detector.settings, detector.generator
         self.dtype = dtype
-        self.detector = copy.deepcopy(detector).to(dtype)
-        _replace_pools(self.detector)
+        self.detector = detector
 
     def forward(self, features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         cls_logits_BPK, offsets_BP2, point_mask_BP = self.detector(features_BCT.to(self.dtype), mask_BT)
         return cls_logits_BPK.float(), offsets_BP2.float(), point_mask_BP
-
-
-def _replace_pools(module: nn.Module) -> None:
-    """Those of torch freeze the length in what is exported."""
-    for name, child in module.named_children():
-        if isinstance(child, GatePool):
-            setattr(module, name, GatherGatePool(child))
-        else:
-            _replace_pools(child)

@@ -8,7 +8,6 @@ downloads a revision of it, with the hub's own tools or as a git repository.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from rdfa.config import Config, to_gin
 from rdfa.deploy import manifest as manifests
 from rdfa.deploy.artifact import WEIGHTS, export
 from rdfa.errors import RunError
-from rdfa.files import parse_json, replacing
+from rdfa.files import parse_json, read_json_lines, replacing
 from rdfa.inference.results import read_text
 from rdfa.run_dir import RunDirectory, load_meta, write_config
 
@@ -150,8 +149,7 @@ def _recorded(run: RunDirectory, checkpoint: Path) -> dict[str, float]:
     meta = load_meta(checkpoint)
     log = run.path / "metrics.jsonl"
     if log.is_file():
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        for row in reversed(rows):
+        for row in reversed(read_json_lines(log)):
             if row.get("kind") == "eval" and row.get("step") == meta.get("step"):
                 return {name: value for name, value in row.items() if name.startswith("mAP")}
     return {"mAP": meta["mAP"]} if meta.get("mAP") is not None else {}

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdfa.config import Config
 from rdfa.errors import RunError, UsageError
 from rdfa.evaluation.given_set import TIOU, GivenSet, OpenedSet
+from rdfa.inference.settings import PostProcessingSettings
 from rdfa.runtime.session import Session
 
 DTYPES = ("int8",)
@@ -40,7 +40,8 @@ def require(dtypes: set[str], gate: MapGate | None) -> None:
 
 def pass_files(
     gate: MapGate,
-    config: Config,
+    videos: OpenedSet,
+    post: PostProcessingSettings,
     manifest: dict[str, Any],
     exact: Session,
     sessions: Mapping[str, Session],
@@ -49,18 +50,17 @@ def pass_files(
     """Fill in ``map_gate`` of each file.
 
     Args:
-        exact: the detector in float32. sessions: the files to measure, by name.
+        videos: those given. exact: the detector in float32. sessions: the files to measure, by name.
 
     Raises:
-        UsageError: no such set. RunError: a file loses too much, or the detector finds too little on these videos for a
+        RunError: a file loses too much, or the detector finds too little on these videos for a
             loss to show.
     """
-    videos = OpenedSet(gate.given, config)
     named = f"{len(videos)} videos of {Path(gate.given.annotations).name}"
 
     def measure(name: str, session: Session) -> float:
         report(f"average mAP of {name} on {named}")
-        return videos.average_map(session, config.post, manifest["classes"])
+        return videos.average_map(session, post, manifest["classes"])
 
     wanted = measure("float32", exact)
     if wanted <= gate.max_loss:

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from ops.selective_scan.export import DOMAIN, OPSET, add_functions
-from rdfa.deploy.onnx_modules import HalfInside, replace_parts
+from rdfa.deploy.form import NarrowDetector
+from rdfa.deploy.onnx_modules import replace_parts
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import Detector
 
@@ -67,7 +68,8 @@ def export(
     """
     detector = copy.deepcopy(detector).eval().to(getattr(torch, dtype))
     replace_parts(detector)
-    traced = _trace(detector, HalfInside(detector).eval() if dtype == "float16" else detector, interface, time)
+    module = NarrowDetector(detector, torch.float16).eval() if dtype == "float16" else detector
+    traced = _trace(module, interface, time)
     _clean(traced, interface)
     traced.producer_name, traced.producer_version = "rdfa", manifest["versions"]["rdfa"]
     facts = {"classes": manifest["classes"], "features": manifest["features"], "rdfa_version": traced.producer_version}
@@ -89,8 +91,7 @@ def _inlined(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return model
 
 
-def _trace(detector: Detector, module: nn.Module, interface: dict[str, Any], time: int) -> "onnx.ModelProto":
-    """The graph of `module`, which is `detector` or contains it."""
+def _trace(detector: nn.Module, interface: dict[str, Any], time: int) -> "onnx.ModelProto":
     stride = detector.settings.coarsest_stride
     batch = torch.export.Dim("batch")
     # The length is a multiple of the coarsest stride by construction, so that no level needs rounding.
@@ -99,7 +100,7 @@ def _trace(detector: Detector, module: nn.Module, interface: dict[str, Any], tim
     mask = torch.ones(2, time, dtype=torch.bool)
     with _quiet():
         program = torch.onnx.export(
-            module,
+            detector,
             (features, mask),
             dynamo=True,
             opset_version=OPSET,

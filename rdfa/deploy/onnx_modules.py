@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ops.selective_scan import export
 from rdfa.deploy.gate_pool import GatherGatePool
+from rdfa.deploy.replace import replace_modules
 from rdfa.modeling.backbone import DualBiS6Block
 from rdfa.modeling.fa_bi_s6 import FeatureAggregatedBiS6
 from rdfa.modeling.layers import GatePool
@@ -30,25 +31,10 @@ from rdfa.modeling.layers import GatePool
 
 def replace_parts(module: nn.Module) -> None:
     """Put the parts of this file in the place of those they stand for, throughout `module`."""
-    for name, child in module.named_children():
-        if type(child) in _REPLACEMENTS:
-            setattr(module, name, _REPLACEMENTS[type(child)](child))
-        else:
-            replace_parts(child)
-    if isinstance(module, DualBiS6Block):
-        module.gate = column_gate(module)
-
-
-class HalfInside(nn.Module):
-    """A detector in float16 between float32 inputs and outputs."""
-
-    def __init__(self, detector: nn.Module):
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, features_BCT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cls_logits, offsets, point_mask = self.detector(features_BCT.half(), mask_BT)
-        return cls_logits.float(), offsets.float(), point_mask
+    replace_modules(module, {GatePool: GatherGatePool, FeatureAggregatedBiS6: FusedBiS6})
+    for block in module.modules():
+        if isinstance(block, DualBiS6Block):
+            block.gate = column_gate(block)
 
 
 def column_gate(block: DualBiS6Block) -> Callable[[Tensor], Tensor]:
@@ -116,6 +102,3 @@ class FusedBiS6(nn.Module):
         y_2BLH = y_2BHL.transpose(1, 2)
         # Slices: the exporter writes the traced batch size into `chunk`.
         return torch.cat([y_2BLH[:batch], y_2BLH[batch:].flip(1)], dim=2)
-
-
-_REPLACEMENTS = {GatePool: GatherGatePool, FeatureAggregatedBiS6: FusedBiS6}

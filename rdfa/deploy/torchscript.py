@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ops import library
 from ops.nms.reference import METHODS
 from rdfa.deploy.gate_pool import GatherGatePool
+from rdfa.deploy.replace import replace_modules
 from rdfa.errors import UsageError
 from rdfa.inference.settings import PostProcessingSettings
 from rdfa.runtime.torch_device import full_precision
@@ -69,22 +70,14 @@ def export(
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # The operators check shapes in Python; those checks are not part of the file.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        _script_pools(detector)
+        # These make their indices: a trace would make them on the device of its example, wherever the file runs.
+        replace_modules(detector, {GatherGatePool: torch.jit.script})
         # A traced convolution keeps this setting of its trace, wherever the file will run.
         with full_precision("cuda"):
             traced = torch.jit.trace(detector, (features, mask), check_trace=False)
         module = torch.jit.script(DeployedDetector(traced, detector, manifest, post).eval())
         facts = {"classes": manifest["classes"], "features": manifest["features"], "versions": manifest["versions"]}
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(facts)})
-
-
-def _script_pools(module: nn.Module) -> None:
-    """Those that make their indices: a trace would make them on the device of its example, wherever the file runs."""
-    for name, child in module.named_children():
-        if isinstance(child, GatherGatePool):
-            setattr(module, name, torch.jit.script(child))
-        else:
-            _script_pools(child)
 
 
 class DeployedDetector(nn.Module):

@@ -1,7 +1,6 @@
 """The page of an evaluation: accuracy, what the errors are, where they fall, curves, time lines, training."""
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from rdfa import html_page
-from rdfa.errors import RunError, UsageError
+from rdfa.errors import RunError
 from rdfa.evaluation import charts
 from rdfa.evaluation.charts import Series
 from rdfa.evaluation.diagnosis import KINDS, Curve, Diagnosis, Group, curves, diagnose
 from rdfa.evaluation.mean_ap import MeanAP
 from rdfa.evaluation.plots import timeline_rows
-from rdfa.files import replacing
+from rdfa.files import read_json_lines, replacing
 from rdfa.inference.videos import find_video
 
 COLORS = ("#2a9d6f", "#8e6bbf", "#f2a33a", "#d9534f", "#e58fb0", "#9aa3ad")  # of KINDS
@@ -216,7 +215,7 @@ def _timelines(videos: Sequence[Any], predictions: Mapping[str, Any], class_name
 
 def _training(log: Path) -> str:
     try:
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        rows = read_json_lines(log)
         train, evaluated = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval"))
         parts = []
         for title, kind, wanted in (
@@ -233,8 +232,6 @@ def _training(log: Path) -> str:
             ]
             legend = charts.keys(zip(wanted, colors)) if len(lines) > 1 else ""
             parts.append(f"<div><h3>{title}</h3>{charts.lines(lines, 'epoch', title, True)}{legend}</div>\n")
-    except OSError as error:
-        raise UsageError(f"cannot read {log}: {error.strerror}; give the --run_dir of a training") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise RunError(f"{log} is not a record of training ({error}): give another --run_dir") from error
     return _section("Training", "", f'<div class="pair">{"".join(parts)}</div>\n')

@@ -129,7 +129,8 @@ class ClassScores:
         if isinstance(content, dict) and isinstance(content.get("results"), dict):
             names = content.get("class", content.get("classes"))
             content = content["results"]
-        if not isinstance(content, dict) or not isinstance(names, (list, type(None))):
+        listed = names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
+        if not isinstance(content, dict) or not listed:
             raise RunError(f"{self.path}: no class scores found; expected {{video id: [score per class]}}")
         return (names or None), content
 
@@ -167,7 +168,7 @@ class ClassScores:
                 scores = scores.mean(axis=0) if scores.ndim == 2 and len(scores) else scores
         except KeyError as error:
             raise RunError(f"{self.path}: video {video_id}: {error} is no field of it, or no class") from error
-        except (IndexError, TypeError, ValueError) as error:
+        except (IndexError, OverflowError, TypeError, ValueError) as error:
             raise RunError(f"{self.path}: video {video_id}: {error}") from error
         columns = self._num_classes if self._order is None or entries is not None else len(self._order)
         if scores.shape != (columns,) or not np.isfinite(scores).all():
@@ -175,6 +176,8 @@ class ClassScores:
                 f"{self.path}: video {video_id}: scores of shape {list(scores.shape)}; "
                 f"expected {columns} finite numbers, one per class"
             )
+        if entries is not None and scores.min() < 0:  # of logits, those of the other classes would be missing
+            raise RunError(f"{self.path}: video {video_id}: score {scores.min():g}: give scores from 0 up")
         return scores if self._order is None or entries is not None else self._by_id(scores)
 
     def _by_id(self, scores: np.ndarray) -> np.ndarray:
@@ -197,5 +200,5 @@ def _lowest(value: Any) -> float:
     """The lowest number of a video's scores; 0 where they are none, which is said when they are asked for."""
     try:
         return float(np.min(np.asarray(value, np.float64))) if _entries(value) is None else 0.0
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return 0.0

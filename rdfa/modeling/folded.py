@@ -9,7 +9,7 @@ made from, which stay the place to read about the ideas:
 - In the channel gate the mean over the outputs of out_proj is taken once, over its rows: a vector.
 - Rows of x_proj that give B and C serve the first branch only, and are computed for it only.
 - The heads run once, over all pyramid levels in one sequence with zeros between them.
-- In int8 are the large products only. Those of the step sizes, of B and C and the heads' last ones, 4 % of the
+- In int8 are the large products only. Those of the step sizes, of B and C and the heads' last ones, 5 % of the
   operations, and everything between products are float32 then.
 - Padding costs little. Rows that a mask sets to zero are not multiplied; before that all padded rows of a video are
   alike, so scans take a few of them and reckon the others in closed form. Only the channel gate's own block, whose

@@ -151,6 +151,8 @@ def _missing_package(backend: _Backend) -> str | None:
 def _missing_file(backend: _Backend, manifest: dict, model: str, dtype: str = "float32") -> str | None:
     if manifests.find(manifest, model, dtype) is None:
         what = model if dtype == "float32" else f"{dtype} {model}"
+        if model == "safetensors":
+            return f"the artifact has no {what} file: its weights are of float32"
         return f"the artifact has no {what} file: export it with --formats {model} --dtype {dtype}"
     if backend.library and manifests.find(manifest, backend.library) is None:
         return f"the artifact has no {backend.library} file: export it again"

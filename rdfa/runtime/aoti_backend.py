@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from rdfa.errors import RunError, UsageError
-from rdfa.runtime.torch_device import check_device, full_precision
-from rdfa.runtime.torch_threads import pinned
+from rdfa.runtime.torch_device import check_device, numpy_call
 from rdfa.runtime.torchscript_backend import load_operators
 
 # Vector instructions of x86 as torch names them; a processor has those of all before.
@@ -40,13 +39,7 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
         raise RunError(
             f"{path}, made with torch {made_with}, does not load in {torch.__version__} ({reason}): export it again"
         ) from error
-
-    def call(features, mask):
-        with pinned(threads), full_precision(device), torch.inference_mode():
-            outputs = model.run([torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device)])
-            return [o.cpu().numpy() for o in outputs]
-
-    return call
+    return numpy_call(lambda *inputs: model.run(list(inputs)), device, threads)
 
 
 def _serves(here: str, compiled_for: str | None) -> bool:

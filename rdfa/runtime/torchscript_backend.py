@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from rdfa.runtime import manifest as manifests
-from rdfa.runtime.torch_device import check_device
-from rdfa.runtime.torch_threads import pinned
+from rdfa.runtime.torch_device import check_device, numpy_call
 
 
 def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None) -> Callable[..., Any]:
@@ -21,13 +20,7 @@ def start(path: Path, manifest: dict[str, Any], device: str, threads: int | None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         module = torch.jit.load(str(path), map_location=device)
-
-    def call(features, mask):
-        with pinned(threads), torch.inference_mode():
-            outputs = module(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
-            return [o.cpu().numpy() for o in outputs]
-
-    return call
+    return numpy_call(module, device, threads)
 
 
 def load_operators(directory: Path, manifest: dict[str, Any]) -> None:

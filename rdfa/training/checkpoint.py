@@ -11,7 +11,7 @@ import torch
 
 from rdfa.config import Config, differences
 from rdfa.errors import RunError, UsageError
-from rdfa.run_dir import RunDirectory, list_checkpoints
+from rdfa.run_dir import PUBLISHED, RunDirectory, list_checkpoints
 
 # Settings that may differ when a training is resumed: they change neither what it learns nor what its figures mean.
 FREE_TO_CHANGE = {
@@ -68,10 +68,12 @@ def checkpoint_to_resume(run_dir: Path, resume: str | Literal["auto", "none"]) -
     the path of a step folder, of this run or (while this one has no checkpoints) of another.
 
     Raises:
-        UsageError: "none" where there are checkpoints, or a path that leads nowhere.
+        UsageError: "none" where there are checkpoints, a path that leads nowhere, or a published folder.
         RunError: the latest checkpoint is damaged; the message names the last one before it that is not.
     """
     latest = run_dir / "checkpoints" / "latest"
+    if (run_dir / PUBLISHED).is_file():
+        raise UsageError(f"{run_dir} holds published weights, which are not trained on: give another --run_dir")
     if resume == "none":
         if latest.is_file():
             raise UsageError(

@@ -145,7 +145,8 @@ class Trainer:
 
     def memory_per_video(self) -> float:
         """Bytes of a GPU that each video took at the peak, beside weights, averages, gradients and moments."""
-        held = [*self.model.parameters(), *(p.grad for p in self.model.parameters()), *self.ema.module.parameters()]
+        held = [*self.model.parameters(), *self.ema.module.parameters()]
+        held += [p.grad for p in self.model.parameters() if p.grad is not None]
         held += [x for state in self.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
         videos = -(-self.config.loader.batch_size // (self.processes.world * self.config.engine.training.accumulate))
         return (torch.cuda.max_memory_allocated(self.device) - sum(x.nbytes for x in held)) / videos

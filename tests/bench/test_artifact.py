@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import serve_bench
 from ops import library
 from rdfa import cli, runtime
-from rdfa.bench import backends
+from rdfa.bench import artifact_command, backends
 from rdfa.bench.reference import PlainDetector
 from rdfa.inference.settings import PostProcessingSettings
 from tests.deploy.artifacts import int8_artifact, tiny_artifact
@@ -55,6 +55,15 @@ def test_every_backend_that_is_present_is_measured(tmp_path, capsys):
     assert rows["onnxruntime", 1]["peak_memory_mb"] < rows["eager", 1]["peak_memory_mb"]  # it imports no torch
     assert rows["eager", 2]["reference"] == "eager_plain"
     assert "torchscript" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["bench", "bench/history.csv"])
+def test_a_place_that_cannot_take_the_results_is_told_before_anything_is_measured(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(artifact_command, "run", lambda *arguments: pytest.fail("measured"))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("backend,p50\n")
+    assert run(tmp_path / "bench") == (2 if name == "bench" else 1)
+    assert str(tmp_path / name) in capsys.readouterr().err
 
 
 def test_int8_is_measured_beside_its_errors_and_the_mean_average_precision_of_its_export(tmp_path, capsys):

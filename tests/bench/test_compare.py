@@ -8,6 +8,7 @@ import pytest
 import serve_bench
 from rdfa import cli
 from rdfa.bench import compare
+from rdfa.errors import UsageError
 from tests.bench.fakes import MACHINE
 
 LATENCY = dict.fromkeys(("min", "mean", "p50", "p90", "p99"), 10.0)
@@ -60,6 +61,39 @@ def test_server_and_offline_are_compared_by_throughput():
     assert compare.changes(old, new)[0].kind == "broken"
     assert compare.changes(new, old)[0].kind == "repaired"
     assert compare.changes(new, new)[0].kind == "equal"
+
+
+def served(p99=90.0, rate=5.0, bound=100.0, **changes):
+    loadgen = {"result": "VALID" if p99 <= bound else "INVALID", "target_qps": rate, "p99_bound_ms": bound}
+    changes = {"throughput_videos_per_s": rate, "aa_spread": None} | changes
+    return result(row(scenario="Server", loadgen=loadgen, latency_ms=LATENCY | {"p99": p99}, **changes))
+
+
+def test_a_server_that_no_longer_keeps_its_bound_is_broken():
+    (change,) = compare.changes(served(), served(p99=101.0))
+    assert (change.kind, change.note) == ("broken", "the bound is not kept")
+    assert compare.changes(served(p99=101.0), served())[0].kind == "repaired"
+
+
+def test_a_server_at_a_given_rate_is_compared_by_latency():
+    slower = served()
+    slower["rows"][0]["latency_ms"] = dict.fromkeys(LATENCY, 20.0)
+    (change,) = compare.changes(served(), slower)
+    assert (change.kind, change.factor) == ("slower", pytest.approx(2.0))
+    assert compare.changes(served(rate=5.0), served(rate=4.0))[0].kind == "slower"  # found by a search
+
+
+def test_rates_found_for_different_bounds_are_not_compared():
+    found = compare.changes(served(), served(rate=3.0, bound=50.0, p99=45.0))
+    assert [change.kind for change in found] == ["other bound"] and not compare.regressions(found, 0.05)
+    assert compare.changes(served(), served(bound=101.0))[0].kind == "equal"  # found by a measurement
+
+
+@pytest.mark.parametrize("rows", [[{}], [1], [{"verdict": "valid", "kernel": "selective_scan"}], 3, [{"verdict": 1}]])
+def test_what_is_no_result_is_refused_in_one_line(rows, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"environment": MACHINE, "rows": rows}))
+    with pytest.raises(UsageError, match="no result of serve_bench"):
+        compare.read(tmp_path)
 
 
 def test_rows_that_come_go_break_and_heal():

@@ -11,7 +11,16 @@ from tests.serve.load import free_port
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8080", "http://localhost", "ftp://h:1", "http://h:1/v2/models", "http://:80"]
+    "url",
+    [
+        "localhost:8080",
+        "http://localhost",
+        "ftp://h:1",
+        "http://h:1/v2/models",
+        "http://:80",
+        "http://h:99999",
+        "http://[",
+    ],
 )
 def test_url_must_be_one(url):
     with pytest.raises(UsageError, match="http://HOST:PORT"):

@@ -29,6 +29,7 @@ def run(*argv) -> int:
             ("--artifact", "a", "--output", "o", "--scenarios", "serve"),
             "'serve' is unknown; valid: all, sweep",
         ),
+        (("--artifact", "a", "--output", "o", "--scenarios", ""), "'' is unknown; valid: all, sweep"),
         (("--artifact", "a", "--output", "o", "--batch", "1,x"), "'1,x' is no list of positive integers"),
         (("--artifact", "a", "--output", "o", "--time", "0"), "'0' is no list of positive integers"),
         (("--artifact", "a", "--output", "o", "--threads", "0"), "--threads 0: give at least 1"),
@@ -64,3 +65,10 @@ def test_kernels_of_a_small_model(tmp_path, capsys):
     assert {row["verdict"].split(":")[0] for row in result["rows"]} <= {"valid", "skipped"}
     assert result["environment"]["threads"] == 1
     assert "causal_conv1d" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_all_dtypes_have_int8_where_the_artifact_has_it(held):
+    manifest = {"files": {"detector.ts.int8.pt": {"dtype": "int8"}} if held else {}}
+    assert ("int8" in serve_bench._dtypes(serve_bench.DTYPES, manifest)) is held
+    assert serve_bench._dtypes(("int8",), manifest) == ("int8",)  # asked for by name, its absence is an error

@@ -34,7 +34,8 @@ def pass_tiny(max_loss):
     made = artifacts.tiny_config()
     manifest = manifests.describe(made, ["a", "b", "c"], {}) | {"files": {"x": {}}}
     gate = map_gate.MapGate(artifacts.given_set(), max_loss)
-    map_gate.pass_files(gate, made, manifest, None, {"x": None}, lambda step: None)
+    videos = given_set.OpenedSet(gate.given, made)
+    map_gate.pass_files(gate, videos, made.post, manifest, None, {"x": None}, lambda step: None)
     return manifest["files"]["x"]["map_gate"]
 
 
@@ -100,10 +101,32 @@ def test_wrong_use(dtypes, gate, device, message, tmp_path):
         deploy.export(artifacts.tiny_run(), tmp_path, formats=["torchscript"], dtypes=dtypes, gate=gate, device=device)
 
 
-def test_a_set_that_is_half_named(tmp_path, capsys):
-    flags = ["--run_dir", "r", "--output", str(tmp_path / "out"), "--dtype", "int8", "--features", "f"]
+@pytest.mark.parametrize(
+    "named, message",
+    [
+        (["--features", "f"], "--annotations and --features go together"),
+        (["--max_map_loss", "0"], "give --annotations and --features"),
+        (["--subset", "Test"], "give --annotations and --features"),
+    ],
+)
+def test_a_set_that_is_half_named(named, message, tmp_path, capsys):
+    flags = ["--run_dir", "r", "--output", str(tmp_path / "out"), "--dtype", "int8", *named]
     assert cli.run(export.main, flags) == 2
-    assert "--annotations and --features go together" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_a_set_that_is_not_there_is_told_before_the_work(tmp_path):
+    given, steps = dataclasses.replace(artifacts.given_set(), annotations="nowhere.json"), []
+    with pytest.raises(UsageError, match=r"cannot read nowhere\.json"):
+        deploy.export(
+            artifacts.tiny_run(),
+            tmp_path,
+            formats=["torchscript"],
+            dtypes=["int8"],
+            report=steps.append,
+            gate=map_gate.MapGate(given),
+        )
+    assert not steps
 
 
 def test_all_actions_are_one_class_to_a_detector_that_knows_none(tmp_path):

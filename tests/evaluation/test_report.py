@@ -80,7 +80,8 @@ def test_training_curves(tmp_path, flags):
     run.mkdir()
     train = [{"kind": "train", "epoch": e, "step": e, "loss": 1 / e, "cls_loss": 0.5 / e, "lr": 1e-4} for e in (1, 2)]
     rows = [*train, {"kind": "eval", "epoch": 2, "step": 2, "mAP": 0.25}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    being_written = '{"kind": "tr'
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + being_written)
     page = report(tmp_path, *flags, "--run_dir", run)
     assert "cls_loss" in page.text and "mAP of the averaged weights" in page.text and "Learning rate" in page.text
 
@@ -92,7 +93,12 @@ def test_no_predictions_at_all(tmp_path, flags):
 
 
 @pytest.mark.parametrize(
-    ("content", "code", "message"), [(None, 2, "cannot read"), ("{}\n", 1, "not a record of training")]
+    ("content", "code", "message"),
+    [
+        (None, 2, "cannot read"),
+        ("{}\n", 1, "not a record of training"),
+        ('{"kind\n{}\n', 1, "metrics.jsonl is not valid JSON"),
+    ],
 )
 def test_a_run_without_a_record_is_one_line(tmp_path, flags, capsys, content, code, message):
     if content is not None:

@@ -192,6 +192,9 @@ def test_missing_videos_are_counted_before_the_work(tmp_path):
         ([0.1] * 5 + [float("nan")], "finite"),
         ({"label": "c9", "score": 1}, "'c9' is no field"),
         ({"label": "c1"}, "'score' is no field"),
+        ([{"label": "c1", "score": -0.5}], "score -0.5: give scores from 0 up"),
+        ([10**400] * 6, "too large"),
+        ({"label": "c1", "score": 10**400}, "too large"),
         (["x"] * 6, "could not convert"),
         ([[0.1, 0.2], [0.1]], "video a"),
         (None, "video a"),
@@ -208,6 +211,8 @@ def test_missing_videos_and_files(tmp_path):
         score_file(tmp_path, {"a": [0.1] * 6})["b"]
     with pytest.raises(RunError, match="no class scores found"):
         score_file(tmp_path, [1, 2])
+    with pytest.raises(RunError, match="no class scores found"):
+        score_file(tmp_path, {"results": {"a": [0.1] * 6}, "class": [["c1"]] * 6})
     for name in ("nowhere.json", "nowhere.pkl"):
         with pytest.raises(UsageError, match="cannot read"):
             ClassScores(tmp_path / name, NAMES, 6)

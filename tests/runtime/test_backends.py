@@ -108,6 +108,8 @@ def test_unknown_backend_device_and_threads(artifact):
         runtime.load(artifact, "openvino", device="cuda")
     with pytest.raises(UsageError, match="no onnx_gpu file: export it with --formats onnx_gpu"):
         runtime.load(artifact, "onnxruntime", device="cuda")
+    with pytest.raises(UsageError, match="no float16 safetensors file: its weights are of float32"):
+        runtime.load(artifact, "eager", dtype="float16")
     with pytest.raises(UsageError, match="no float16 onnx file: export it with --formats onnx --dtype float16"):
         runtime.load(artifact, "onnxruntime", dtype="float16")
     with pytest.raises(UsageError, match="threads = 0"):

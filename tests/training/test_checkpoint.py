@@ -61,6 +61,13 @@ def test_fresh_start(tmp_path):
     assert checkpoint_to_resume(run, "auto") is None  # killed before its first checkpoint
 
 
+def test_a_published_folder_is_not_trained_in(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for resume in ("auto", "none"):
+        with pytest.raises(UsageError, match="holds published weights"):
+            checkpoint_to_resume(tmp_path, resume)
+
+
 def test_auto_takes_the_latest_and_none_refuses(tmp_path):
     run = make_run(tmp_path / "run", steps=(10, 20), latest=20)
     assert checkpoint_to_resume(run, "auto") == step_folder(run, 20)

@@ -20,19 +20,25 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def append(path: Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Add the rows to the file, or begin it.
+def read(path: Path) -> str:
+    """What the file holds so far. Called before anything is measured, too.
 
     Raises:
         RunError: it has other columns, from another version.
     """
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if before and before.partition("\n")[0] != ",".join(COLUMNS):
+        raise RunError(f"{path} has the columns of another version: move it away, and a new one begins")
+    return before
+
+
+def append(path: Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Add the rows to the file, or begin it; raises as `read`."""
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = read(path)
     if not before:
         writer.writeheader()
-    elif before.partition("\n")[0] != ",".join(COLUMNS):
-        raise RunError(f"{path} has the columns of another version: move it away, and a new one begins")
     machine = environments.summary(environment)
     for row in rows:
         latency, parity, loadgen = row.latency_ms or {}, row.parity or {}, row.loadgen or {}

@@ -69,6 +69,14 @@ def test_wrong_targets(targets, capsys):
     assert caught.value.code == 2 and "is no target: give sm_80 or later" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["", "nowhere/kernels"])
+def test_a_place_that_cannot_take_the_pack_is_told_before_compiling(tmp_path, monkeypatch, capsys, output):
+    monkeypatch.setattr(build, "build", lambda *arguments: pytest.fail("compiled"))
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--output", str(tmp_path / output)])
+    assert caught.value.code == 2 and "a file in a folder that exists" in capsys.readouterr().err
+
+
 def test_targets_are_sorted_and_single():
     assert command._targets("sm_120,sm_90,sm_90") == [90, 120]
 
