@@ -125,9 +125,11 @@ class OnnxCall:
 
     def _open(self, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
         kind, _, index = self._device.partition(":")
-        # By default products and convolutions of float32 would round their inputs to TF32, which costs three digits.
-        options_of = {"cpu": {}, "cuda": {"device_id": index or "0", "use_tf32": "0"}}
-        provider = (PROVIDERS[kind], options_of[kind])
+        settings = {"device_id": index} if index else {}
+        if kind == "cuda":
+            # By default products and convolutions of float32 round their inputs to TF32, which costs three digits.
+            settings["use_tf32"] = "0"
+        provider = (PROVIDERS[kind], settings)
         session = onnxruntime.InferenceSession(str(self._path), options, providers=[provider])
         if PROVIDERS[kind] not in session.get_providers():
             raise RunError(f"onnxruntime finds no device for {PROVIDERS[kind]} here: use 'cpu'")

@@ -138,9 +138,9 @@ def on_gpu(artifact, monkeypatch):
     )
     monkeypatch.setattr(onnx_backend, "onnxruntime", fake)
 
-    def load(*events, fails=False, **options):
+    def load(*events, fails=False, folder=artifact, **options):
         FakeSession.events = None if fails else [{"cat": "Session", "name": "x"}, *events]
-        return runtime.open_file(artifact, "detector.onnx", "onnxruntime", device="cuda:1", **options)
+        return runtime.open_file(folder, "detector.onnx", "onnxruntime", device="cuda:1", **options)
 
     return load
 
@@ -153,6 +153,29 @@ def test_computing_on_the_cpu_in_a_gpu_session_is_refused_unless_allowed(on_gpu)
         on_gpu(event("a", CUDA, "float"), shapes, stray)
     assert "\n" not in str(caught.value)
     assert len(on_gpu(event("a", CUDA, "float"), stray, host_nodes=True).nodes()) == 2
+
+
+@needs_library
+def test_kernels_of_a_gpu_are_those_of_the_pack(on_gpu, artifact, tmp_path, monkeypatch):
+    """Without it the functions do, as the library would refuse to start."""
+    folder = shutil.copytree(artifact, tmp_path / "copy")
+    registered = []
+    options = onnxruntime.SessionOptions
+    monkeypatch.setattr(options, "register_custom_ops_library", lambda self, path: registered.append(path))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"].pop("librdfa_ops.cubins", None)
+    manifests.write(folder, manifest)
+    on_gpu(event("a", CUDA, "float"), folder=folder)
+    assert registered == []
+    (folder / "librdfa_ops.cubins").write_bytes(b"kernels")
+    manifests.add_file(manifest, folder / "librdfa_ops.cubins", "cubins")
+    manifests.write(folder, manifest)
+    session = on_gpu(event("scan", CUDA, "float", "SelectiveScan"), folder=folder)
+    assert set(registered) == {str(folder / "librdfa_ort.so")}
+    assert [(node.path, node.provider) for node in session.nodes()] == [("kernel", CUDA)]
+    (folder / "librdfa_ops.cubins").write_bytes(b"kernelt")
+    with pytest.raises(RunError, match=r"librdfa_ops\.cubins differs from the SHA-256"):
+        on_gpu(folder=folder)
 
 
 def test_session_that_does_not_run_on_the_gpu(on_gpu, capsys):

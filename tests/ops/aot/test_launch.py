@@ -78,3 +78,27 @@ def test_a_library_without_its_pack(folder, tmp_path):
     answer = run(tmp_path, "-c", CALL, LD_LIBRARY_PATH=str(folder / "driver"))
     expected = f"{tmp_path / 'librdfa_ops.cubins'} is missing, which holds the GPU kernels: copy it there or make it"
     assert all(line.startswith(expected) for line in answer.stdout.splitlines())
+
+
+SESSION = """
+import os
+from ops import build
+from tests.ops.selective_scan import test_export
+build.ORT_LIBRARY = os.environ["RDFA_FAKE_FOLDER"] + "/ort_on_cpu.so"
+try:
+    test_export.open_ort(test_export.make_model(), native=True)
+    print("opened")
+except Exception as error:
+    print(str(error).splitlines()[0])
+"""
+
+
+def test_a_session_does_not_start_without_pack_or_driver(ort_folder, tmp_path):
+    shutil.copyfile(ort_folder / "ort_on_cpu.so", tmp_path / "ort_on_cpu.so")
+    driver = {"LD_LIBRARY_PATH": str(ort_folder / "driver")}
+    assert run(ort_folder, "-c", SESSION, **driver).stdout.splitlines()[-1] == "opened"
+    message = run(tmp_path, "-c", SESSION, **driver).stdout.splitlines()[-1]
+    assert f"SelectiveScan: {tmp_path / 'librdfa_ops.cubins'} is missing, which holds the GPU kernels" in message
+    message = run(ort_folder, "-c", SESSION).stdout.splitlines()[-1]
+    if message != "opened":  # else this machine has a driver
+        assert "SelectiveScan: no NVIDIA driver (libcuda.so.1" in message and "use the CPU" in message

@@ -133,7 +133,9 @@ def test_wrong_shapes_are_refused(name, shape, message, provider):
 )
 def test_sizes(shape, provider):
     inputs = make_inputs(shape)
-    assert_close(make_session(provider=provider)(inputs), expected(inputs), 2e-6)
+    assert_close(
+        make_session(provider=provider)(inputs), expected(inputs), 1e-5
+    )  # a GPU's exponential has two digits less
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 2, 5, 1), (2, 3, 2, 0, 1)])
