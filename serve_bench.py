@@ -70,7 +70,7 @@ from rich.console import Console
 
 from rdfa import cli, config
 from rdfa.errors import RunError, UsageError
-from rdfa.files import check_place
+from rdfa.files import folder_for
 from rdfa.runtime import manifest as manifests
 
 SCENARIOS = ("sweep", "SingleStream", "MultiStream", "Server", "Offline")
@@ -194,9 +194,8 @@ def _artifact(args: argparse.Namespace, console: Console) -> None:
         given=given,
     )
     # What would be told after everything was measured is told before.
-    check_place(args.output / "results.json")
     history.read(args.output / "history.csv")
-    with console.status("") as status:
+    with folder_for("results.json", args.output), console.status("") as status:
         progress = _progress(console, status)
         if args.url:
             from rdfa.bench import remote_command
@@ -245,9 +244,8 @@ def _kernels(args: argparse.Namespace, console: Console) -> None:
         lengths=args.time,
         seconds=args.seconds,
     )
-    check_place(args.output / "kernels.json")
     measure = kernel_command.on_gpu if device == "cuda" else kernel_command.on_cpu
-    with console.status("") as status:
+    with folder_for("kernels.json", args.output), console.status("") as status:
         rows = measure(request, console, _progress(console, status))
     console.print(f"results: {args.output / 'kernels.csv'}", highlight=False, soft_wrap=True)
     if any(row.verdict.startswith("invalid") for row in rows):

@@ -67,6 +67,21 @@ def check_place(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
+def folder_for(name: str, folder: Path) -> Iterator[None]:
+    """`folder`, where a file `name` is to be: checked and made before long work, and gone again if nothing came of it.
+
+    Raises:
+        UsageError: as `check_place`.
+    """
+    check_place(folder / name)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only an empty one
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, whose file takes the place of `path` when the block succeeds, or else vanishes.
 
