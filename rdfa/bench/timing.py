@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 Clock = Callable[[], float]
 
 ROUNDS = 20
-# While two runs of one variant still differ by more than `STEADY`, rounds go on for up to `PATIENCE` times as long;
-# for longer where they are compared by CPU time, which more rounds always make more certain.
+# While two runs of one variant still differ by more than `STEADY`, or a difference shows that isn't certain, rounds go
+# on for up to `PATIENCE` times as long; for longer where they are compared by CPU time, which more rounds always make
+# more certain.
 STEADY = 0.02
 PATIENCE, CPU_PATIENCE = 2, 6
 # A warm-up ends when the fastest of the last `WARM_WINDOW` calls gains less than `WARM_GAIN` on all calls before them,
@@ -83,7 +84,8 @@ def measure(
             `LEAST_CALLS` timed calls.
         clock: seconds, monotonic.
         one_thread: the variants were told to use one thread of a CPU, so CPU time may be what they take.
-        twins: two names of one variant; more rounds are made while their times differ.
+        twins: two names of one variant; more rounds are made while their times differ, or while another variant seems
+            to differ from them and may not.
     """
     samples = {name: Samples() for name in variants}
     estimates = {name: _warm_up(call, seconds, clock, samples[name]) for name, call in variants.items()}
@@ -109,7 +111,10 @@ def measure(
 
 
 def _steady(samples: Mapping[str, Samples], twins: tuple[str, str] | None) -> bool:
-    return twins is None or compare(*(samples[name] for name in twins)).spread <= STEADY
+    if twins is None:
+        return True
+    base, spread = samples[twins[0]], compare(*(samples[name] for name in twins)).spread
+    return spread <= STEADY and not any(compare(base, other).in_doubt(spread) for other in samples.values())
 
 
 def _warm_up(call: Callable[[int], object], seconds: float, clock: Clock, samples: Samples) -> float:
@@ -186,6 +191,10 @@ class Comparison:
         """
         inside = self.low <= 1.0 + spread / 2 and self.high >= 1.0 - spread / 2
         return inside or abs(self.ratio - 1.0) <= spread
+
+    def in_doubt(self, spread: float) -> bool:
+        """Whether it shows a difference beyond the spread, of which more rounds would make certain or nothing."""
+        return abs(self.ratio - 1.0) > spread and self.equal(spread)
 
     @property
     def spread(self) -> float:
