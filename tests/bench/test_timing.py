@@ -151,19 +151,15 @@ def counting(steps: int):
 
 
 @pytest.mark.slow
-def test_equal_and_five_percent_slower_on_the_real_clock():
-    """The steps, and with them the work, differ by exactly 5 %. On a machine at rest all of 20 runs say so; here others
-    run beside, and two may be left in doubt."""
+def test_equal_and_five_percent_slower_in_twenty_of_twenty_runs_whatever_else_the_machine_does():
+    """On the real clock: the steps, and with them the work, differ by exactly 5 %."""
     variants = {"a": counting(20_000), "twin": counting(20_000), "b": counting(20_000), "slow": counting(21_000)}
-    equal = slower = 0
     for _ in range(20):
         samples = timing.measure(variants, 0.1, one_thread=True, twins=("a", "twin"))
         spread = timing.compare(samples["a"], samples["twin"]).spread
-        equal += timing.compare(samples["a"], samples["b"]).equal(spread)
+        assert timing.compare(samples["a"], samples["b"]).equal(spread)
         slow = timing.compare(samples["a"], samples["slow"])
-        assert slow.ratio > 1
-        slower += not slow.equal(spread)
-    assert equal >= 18 and slower >= 18
+        assert not slow.equal(spread) and slow.ratio > 1
 
 
 def test_a_call_that_waits_is_compared_by_the_wall_clock():
