@@ -73,12 +73,17 @@ def positions(start, L, V: tl.constexpr, backwards):
 
 
 @triton.jit
-def load_rows(rows, at, L, EVEN: tl.constexpr):
+def load_stored(rows, at, L, EVEN: tl.constexpr):
     if EVEN:
         x = tl.load(rows[:, None] + at)
     else:
         x = tl.load(rows[:, None] + at, mask=(at >= 0) & (at < L), other=0.0)
-    return x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def load_rows(rows, at, L, EVEN: tl.constexpr):
+    return load_stored(rows, at, L, EVEN).to(tl.float32)
 
 
 @triton.jit

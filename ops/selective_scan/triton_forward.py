@@ -8,7 +8,7 @@ from ops.selective_scan.triton_common import (
     combine_lanes,
     join_steps,
     load_packed,
-    load_rows,
+    load_stored,
     locate,
     packed_block,
     positions,
@@ -18,6 +18,15 @@ from ops.selective_scan.triton_common import (
     split_steps,
     store_rows,
 )
+
+
+@triton.jit
+def load_block(rows, start, L, K: tl.constexpr, V: tl.constexpr, backwards, EVEN: tl.constexpr):
+    """The steps of each lane from `start`, K accesses [M, V], as they are stored."""
+    accesses = ()
+    for k in tl.static_range(K):
+        accesses = accesses + (load_stored(rows, positions(start + k * V, L, V, backwards), L, EVEN),)
+    return accesses
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -66,18 +75,30 @@ def forward_kernel(
     state_row = (direction * batch + b) * channels + row
     if h_ptr is not None:
         h_rows = h_ptr + tl.program_id(1).to(tl.int64) * ALL * rows + state_row
+    # One row's A is the same in all lanes, and asked for anew in each block: its registers serve the schedule better.
+    KEEP_A: tl.constexpr = R > 1
     A = ()
     h = ()  # the state before the block, in the first lane, and 0 in the others
     for n in tl.static_range(N):
-        A = A + (tl.load(A_ptr + n * shared + channel),)
+        if KEEP_A:
+            A = A + (tl.load(A_ptr + n * shared + channel),)
         if STARTED:
             h = h + (tl.load(h_rows + n * rows, mask=carries, other=0.0),)
         else:
             h = h + (tl.zeros([M], tl.float32),)
     total_dt = tl.zeros([M], tl.float32)
 
-    for block in tl.range(first_block, tl.minimum(first_block + segment, blocks)):
+    # u and delta are asked for one block ahead of their use, B and C one state: a warp has few others to wait with. With
+    # one lane the registers do not suffice for that.
+    AHEAD: tl.constexpr = LT > 1
+    last_block = tl.minimum(first_block + segment, blocks) - 1
+    if AHEAD:
+        u = load_block(u_rows, first_block * BLOCK + lane * T, L, K, V, backwards, EVEN)
+        delta = load_block(delta_rows, first_block * BLOCK + lane * T, L, K, V, backwards, EVEN)
+    for block in tl.range(first_block, last_block + 1):
         start = block * BLOCK + lane * T
+        next_B = load_packed(packed, lane, M, LT, T)
+        next_C = load_packed(packed + BLOCK, lane, M, LT, T)
         if states_ptr is not None:
             tl.static_assert(SAVE % T == 0)
             keep = (start % SAVE == 0) & (start < L) & real
@@ -88,25 +109,28 @@ def forward_kernel(
         sum_dt = tl.zeros([M], tl.float32)
         for k in tl.static_range(K):
             at = positions(start + k * V, L, V, backwards)
-            u_MV = load_rows(u_rows, at, L, EVEN)
-            dt_MV = load_rows(delta_rows, at, L, EVEN)
+            u_MV = u[k] if AHEAD else load_stored(u_rows, at, L, EVEN)
+            dt_MV = (delta[k] if AHEAD else load_stored(delta_rows, at, L, EVEN)).to(tl.float32)
             if bias_ptr is not None:
                 dt_MV += bias[:, None]
             if SOFTPLUS:
                 dt_MV = softplus(dt_MV)
             if not EVEN:
                 dt_MV = tl.where((at >= 0) & (at < L), dt_MV, 0.0)  # a step that is not there leaves the state alone
-            us = split_steps(u_MV, M, V, backwards)
+            us = split_steps(u_MV.to(tl.float32), M, V, backwards)
             dts = split_steps(dt_MV, M, V, backwards)
             for i in tl.static_range(V):
                 dt = dt + (dts[i],)
                 x = x + (dts[i] * us[i],)
                 y = y + (D * us[i] if D_ptr is not None else tl.zeros([M], tl.float32),)
                 sum_dt += dts[i]
+        if AHEAD:
+            ahead = tl.minimum(block + 1, last_block) * BLOCK + lane * T
+            u = load_block(u_rows, ahead, L, K, V, backwards, EVEN)
+            delta = load_block(delta_rows, ahead, L, K, V, backwards, EVEN)
+            if y_ptr is not None and z_ptr is not None:
+                z = load_block(z_rows, start, L, K, V, backwards, EVEN)
 
-        # B and C are asked for one state ahead of their use.
-        next_B = load_packed(packed, lane, M, LT, T)
-        next_C = load_packed(packed + BLOCK, lane, M, LT, T)
         h_end = ()
         for n in tl.static_range(N):
             B = next_B
@@ -115,15 +139,16 @@ def forward_kernel(
                 next_B = load_packed(packed + (2 * n + 2) * BLOCK, lane, M, LT, T)
                 next_C = load_packed(packed + (2 * n + 3) * BLOCK, lane, M, LT, T)
             hn = h[n]
+            An = A[n] if KEEP_A else tl.load(A_ptr + n * shared + channel)
             if LT > 1:
                 a = ()
                 xB = ()
                 s = hn
                 for i in tl.static_range(T):
-                    a = a + (tl.exp2(dt[i] * A[n]),)
+                    a = a + (tl.exp2(dt[i] * An),)
                     xB = xB + (x[i] * B[i],)
                     s = tl.fma(a[i], s, xB[i])
-                p = tl.exp2(sum_dt * A[n])  # one exponential instead of the product of the T in a
+                p = tl.exp2(sum_dt * An)  # one exponential instead of the product of the T in a
                 _, ends = tl.associative_scan((tl.reshape(p, [R, LT]), tl.reshape(s, [R, LT])), 1, combine_lanes)
                 # Each lane gets the end of the one before it; the first one that of the last, for the next block.
                 before = tl.reshape(tl.gather(ends, previous, 1), [M])
@@ -137,7 +162,7 @@ def forward_kernel(
                     if LT > 1:
                         hn = tl.fma(a[i], hn, xB[i])
                     else:
-                        hn = tl.fma(tl.exp2(dt[i] * A[n]), hn, x[i] * B[i])
+                        hn = tl.fma(tl.exp2(dt[i] * An), hn, x[i] * B[i])
                     y_new = y_new + (tl.fma(C[i], hn, y[i]),)
                 y = y_new
             if LT == 1:
@@ -152,7 +177,7 @@ def forward_kernel(
                 at = positions(start + k * V, L, V, backwards)
                 y_MV = join_steps(y, k * V, M, V, backwards)
                 if z_ptr is not None:
-                    z_MV = load_rows(z_rows, at, L, EVEN)
+                    z_MV = (z[k] if AHEAD else load_stored(z_rows, at, L, EVEN)).to(tl.float32)
                     y_MV = y_MV * (z_MV * sigmoid(z_MV))
                 store_rows(y_rows, at, y_MV, real, L, EVEN)
 

@@ -17,9 +17,9 @@ STATES = 16
 # of the main loop per (channel, state, step). Exponential, products and sums of the recurrence itself are five.
 FORWARD = {
     (32, 1): (168, 96, 7.7),
-    (8, 4): (168, 16, 10.2),
-    (4, 8): (168, 24, 10.8),
-    (1, 32): (168, 24, 12.1),
+    (8, 4): (168, 24, 10.3),
+    (4, 8): (168, 24, 10.9),
+    (1, 32): (168, 24, 12.5),
 }
 BACKWARD = (168, 0, 40.0)
 
