@@ -33,7 +33,7 @@ class TrainingSettings(Settings):
         False, doc="gradient checkpointing: the backward computes the stem again instead of keeping its activations"
     )
     cuda_graph: bool = setting(
-        False, doc="record a GPU's forward and backward once and replay it: one process, without recompute_stem"
+        True, doc="record a GPU's forward and backward once and replay it: one process, without recompute_stem"
     )
 
     def __post_init__(self):
