@@ -1,6 +1,6 @@
 """Layout of a run directory, and the only code that reads and writes its checkpoints.
 
-    config.gin  classes.json  metrics.jsonl  tensorboard/
+    config.gin  classes.json  metrics.jsonl  tensorboard/  .lock
     checkpoints/step_00001234/  model.safetensors  ema.safetensors  training_state.pt (optional)  meta.json  COMPLETE
     checkpoints/latest  checkpoints/best       text files that hold the name of a step folder
 
@@ -12,10 +12,13 @@ size of every other file, so a folder that a kill, a full disk or a broken copy 
 checkpoint.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,6 +144,24 @@ def make_folder(run_dir: str | os.PathLike) -> Path:
     except OSError as error:
         raise UsageError(f"cannot make run directory {path}: {error.strerror}; give a folder of yours") from error
     return path
+
+
+@contextlib.contextmanager
+def claimed(run_dir: str | os.PathLike) -> Iterator[None]:
+    """Runs the block as the only one that writes to `run_dir`, which is made; a process that dies gives it back.
+
+    Raises:
+        UsageError: another process writes there, or there can be no such directory.
+    """
+    # Unlike flock's, this lock does not pass to the loader's processes, which outlive a kill by seconds.
+    with open(make_folder(run_dir) / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UsageError(f"another training writes to {run_dir}: wait, or give another folder") from error
+            # A file system without locks can't tell.
+        yield
 
 
 def write_config(run_dir: str | os.PathLike, config: Config, class_names: Mapping[int, str] | None = None) -> None:

@@ -88,8 +88,8 @@ def forward_kernel(
             h = h + (tl.zeros([M], tl.float32),)
     total_dt = tl.zeros([M], tl.float32)
 
-    # u and delta are asked for one block ahead of their use, B and C one state: a warp has few others to wait with. With
-    # one lane the registers do not suffice for that.
+    # u and delta are asked for one block ahead of their use, B and C one state: a warp has few others to wait with. One
+    # lane has no registers left for that.
     AHEAD: tl.constexpr = LT > 1
     last_block = tl.minimum(first_block + segment, blocks) - 1
     if AHEAD:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from rdfa.data.dataset import FeatureDataset, make_loader
 from rdfa.errors import RunError, UsageError
 from rdfa.modeling.detector import build_detector
 from rdfa.run_dir import (
+    claimed,
     load_training_state,
     load_weights,
     point,
@@ -104,12 +105,16 @@ class Trainer:
         best = "" if self.best_mAP is None else f", best average mAP {self.best_mAP:.4f}"
         say(f"training is complete: {self.step} iterations{best}. Checkpoints: {self.run_dir / 'checkpoints'}")
 
-    def _open_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
+    @contextlib.contextmanager
+    def _open_log(self) -> Iterator[MetricsLog | None]:
         """The run directory and its metrics, which the main process alone writes."""
         if not self.processes.is_main:
-            return contextlib.nullcontext()
-        write_config(self.run_dir, self.config, self.annotations.class_names)
-        return contextlib.closing(MetricsLog(self.run_dir, self.config, self.metrics_position, self.step))
+            yield None
+            return
+        with claimed(self.run_dir):
+            write_config(self.run_dir, self.config, self.annotations.class_names)
+            with contextlib.closing(MetricsLog(self.run_dir, self.config, self.metrics_position, self.step)) as log:
+                yield log
 
     def _write_metrics(self, kind: str, values: dict[str, float]) -> None:
         if self.log is not None:

@@ -1,5 +1,8 @@
 """The training loop: what it writes, averages, evaluates, keeps and refuses."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,7 +58,7 @@ def test_run_directory_is_complete(trained, dataset):
     assert run.config() == configuration(dataset, "Training.max_epochs = 2")
     assert run.class_names() == trainer.annotations.class_names
     assert {path.name for path in run_dir.iterdir()} == {
-        *("config.gin", "classes.json", "metrics.jsonl", "tensorboard", "checkpoints")
+        *("config.gin", "classes.json", "metrics.jsonl", "tensorboard", "checkpoints", ".lock")
     }
     assert run.checkpoint("latest").name == "step_00000010"
     assert load_meta(run.checkpoint("latest"))["epoch"] == 2
@@ -143,6 +146,19 @@ def test_mode_test_without_a_checkpoint(dataset, trained, tmp_path, capsys):
     assert exit_code(["--run_dir", str(trained[1]), "--mode", "test", "--resume", str(tmp_path)]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert "no config.gin" in errors[0] and "needs a checkpoint" in errors[1] and "incomplete" in errors[2]
+
+
+def test_one_training_at_a_time_writes_to_a_run(trained, dataset, capsys):
+    _, run_dir = trained
+    before = (run_dir / "config.gin").read_bytes()
+    claim = f"from rdfa.run_dir import claimed\nwith claimed({str(run_dir)!r}): print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", claim], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert exit_code(flags(dataset, run_dir, "Training.max_epochs = 2")) == 2
+        other.kill()
+    assert f"another training writes to {run_dir}" in capsys.readouterr().err
+    assert (run_dir / "config.gin").read_bytes() == before
+    assert exit_code(flags(dataset, run_dir, "Training.max_epochs = 2")) == 0  # what was killed holds nothing
 
 
 def test_changed_settings_and_none_are_refused(trained, dataset, capsys):
