@@ -1,5 +1,6 @@
 """What a row costs beside time: operations and bytes of a call, the part of the machine's peak, energy, file size."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -66,17 +67,16 @@ def _file_mb(row: Row, manifest: dict[str, Any]) -> float | None:
 
 def _energy(rows: Sequence[Row], sweep: Sweep, opened: Sequence[Candidate], nvml: Nvml) -> None:
     backends = {(c.name, c.dtype): c.backend for c in opened}
-    shape, inputs = None, []
-    for row in rows:
-        if (row.batch, row.time) != shape:  # rows of a shape follow one another; drawing large inputs takes seconds
-            shape = Shape(row.batch, row.time)
-            inputs = detector.make_inputs(shape, sweep.channels)
-        call = detector.rotating(backends[row.backend, row.dtype], inputs, sweep.resident)
-        before, start, calls = nvml.energy_j(), time.perf_counter(), 0
-        if before is None:
-            return
-        while time.perf_counter() - start < ENERGY_S:
-            call(calls)
-            calls += 1
-        row.sm_clock_mhz = nvml.clock_mhz()
-        row.energy_j_per_video = round((nvml.energy_j() - before) / (calls * row.batch), 5)
+    # Rows of a shape follow one another; drawing large inputs takes seconds.
+    for shape, of_shape in itertools.groupby(rows, lambda row: Shape(row.batch, row.time)):
+        inputs = detector.make_inputs(shape, sweep.channels)
+        for row in of_shape:
+            call = detector.rotating(backends[row.backend, row.dtype], inputs, sweep.resident)
+            before, start, calls = nvml.energy_j(), time.perf_counter(), 0
+            if before is None:
+                return
+            while time.perf_counter() - start < ENERGY_S:
+                call(calls)
+                calls += 1
+            row.sm_clock_mhz = nvml.clock_mhz()
+            row.energy_j_per_video = round((nvml.energy_j() - before) / (calls * row.batch), 5)

@@ -122,7 +122,7 @@ def test_each_step_of_a_cpus_training(tmp_path):
     cpu, gpu = (demo_trainer(tmp_path, device) for device in ("cpu", "cuda"))
     for batch in itertools.islice(batches_of(cpu), 100):
         gpu.model.load_state_dict(cpu.model.state_dict())
-        gpu.model.zero_grad()
+        gpu.optimizer.zero_grad(set_to_none=False)  # a recorded step writes to the same tensors every time
         losses = gpu.gradient(gpu.gradient.prepare(batch), *cpu.loader.rows(cpu.batch))
         clip_gradients(gpu.model, gpu.config.engine.training.clip_grad_l2norm)
         values = cpu._iteration(cpu.gradient.prepare(batch))
